@@ -1,0 +1,52 @@
+# Two commands do everything: `make demo` runs the main job, `make test` passes the tests. Both make what they need.
+.DELETE_ON_ERROR:
+SHELL := /bin/sh
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: help demo setup test check format lock clean
+
+help:
+	@echo "make demo   start four nodes, make quantum keys, deliver them, attack a link (leaves demo-report.json)"
+	@echo "make test   pass all tests"
+	@echo "make check  format, lint, strict types, import contracts, fast tests"
+	@echo "make setup  only create $(VENV) with everything"
+	@echo "make lock   pin the newest compatible versions in the lock files (needs uv)"
+
+$(VENV)/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "qnode needs Python 3.11 or newer; name one: make PYTHON=/path/to/python3 $(MAKECMDGOALS)" >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+# What the daemon needs, and the package itself (its C kernels where there is a compiler, their twins elsewhere).
+$(VENV)/.runtime: requirements.lock pyproject.toml setup.py protocol/kernels/sources.py $(wildcard protocol/kernels/*.c protocol/kernels/*.h) | $(VENV)/bin/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-build-isolation --no-deps --editable .
+	@touch $@
+
+$(VENV)/.dev: requirements-dev.lock $(VENV)/.runtime
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements-dev.lock
+	@touch $@
+
+setup: $(VENV)/.dev
+
+test: $(VENV)/.dev
+	$(BIN)/python -m pytest
+
+check: $(VENV)/.dev
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/python -m pytest -q -m "not slow and not integration"
+
+format: $(VENV)/.dev
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+lock:
+	uv pip compile -q --upgrade --universal --python-version 3.11 --generate-hashes --no-header requirements.in -o requirements.lock
+	uv pip compile -q --upgrade --universal --python-version 3.11 --generate-hashes --no-header -c requirements.lock requirements-dev.in -o requirements-dev.lock
+
+clean:
+	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .demo demo-report.json

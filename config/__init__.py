@@ -1,0 +1,1 @@
+"""Data only: defaults, link profiles and topologies."""

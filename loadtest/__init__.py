@@ -1,0 +1,1 @@
+"""The load-test harness: spawns nodes, attacks them and reports what it measured."""

@@ -1,0 +1,1 @@
+"""The hot loops in C with their numpy twins; the twin is the specification, the test oracle and the fallback."""

@@ -1,0 +1,1 @@
+"""Emulated quantum optics: sources, channels, detectors and those who listen."""

@@ -1,0 +1,1 @@
+"""The daemon: one process, one full node of a quantum-key-distribution network."""

@@ -1,0 +1,171 @@
+"""What can happen to a node: the inputs of `qnode.node.Node.step`, in the past tense, and the requests of its doors.
+
+Plain frozen records; whoever makes one owns its values. Requests carry a `request_id` chosen by the driver, which
+comes back in the effect `Respond`.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True)
+class PeerConnected:
+    """A mutually authenticated connection with a node of this chain is up (exactly one per peer)."""
+
+    peer: str
+
+
+@dataclass(frozen=True, slots=True)
+class PeerLost:
+    """The connection is gone; frames that were queued for it may or may not have arrived."""
+
+    peer: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class FrameReceived:
+    """One whole frame from an authenticated peer, length already checked by the transport."""
+
+    peer: str
+    frame: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class JobDone:
+    """A job of the effect `RunJob` returned; `error` is set instead of `result` when it raised."""
+
+    job_id: int
+    result: Any
+    error: BaseException | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Ticked:
+    """The deadline of `next_deadline_ns` has passed, or time may have."""
+
+
+@dataclass(frozen=True, slots=True)
+class Requested:
+    """A caller at one of the doors asks for something."""
+
+    request_id: int
+    request: "Request"
+
+
+# ---- requests of applications (ETSI GS QKD 014); `caller_sae` is from the client's certificate, never from the body
+
+
+@dataclass(frozen=True, slots=True)
+class GetStatus:
+    """014 status: what can the caller (master) get for this slave?"""
+
+    caller_sae: str
+    slave_sae: str
+
+
+@dataclass(frozen=True, slots=True)
+class GetKeys:
+    """014 enc_keys: `number` fresh keys of `size_bits` (None = the default size) shared with `slave_sae`."""
+
+    caller_sae: str
+    slave_sae: str
+    number: int = 1
+    size_bits: int | None = None
+    additional_slave_saes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class GetKeysWithIds:
+    """014 dec_keys: the keys that `master_sae` obtained for the caller; all or none of them."""
+
+    caller_sae: str
+    master_sae: str
+    key_ids: tuple[str, ...]
+
+
+# ---- requests of operators
+
+
+@dataclass(frozen=True, slots=True)
+class GetNodeStatus:
+    """What the node is and how it is: peers, links, pools, height, state root."""
+
+
+@dataclass(frozen=True, slots=True)
+class SetAttack:
+    """Put an eavesdropper on a link whose transmitter is here, or take it off (`kind` None)."""
+
+    link_id: str
+    kind: str | None
+    parameters: tuple[tuple[str, float], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class GetBlocks:
+    """Committed blocks from `first_height`, at most `count`."""
+
+    first_height: int
+    count: int
+
+
+@dataclass(frozen=True, slots=True)
+class SubmitTransactions:
+    """Records of an operator or a bench, already encoded by `ledger.transactions`."""
+
+    transactions: tuple[bytes, ...]
+
+
+Request = GetStatus | GetKeys | GetKeysWithIds | GetNodeStatus | SetAttack | GetBlocks | SubmitTransactions
+Input = PeerConnected | PeerLost | FrameReceived | JobDone | Ticked | Requested
+
+
+@dataclass(frozen=True, slots=True)
+class RequestError:
+    """A caller's fault, or something the node cannot do now: the 014 status code and what to do about it."""
+
+    status: int
+    message: str
+    details: tuple[tuple[str, str], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class DeliveredKey:
+    """One key on its way to its application. `key` is revealed only by the door that writes the answer."""
+
+    key_id: str
+    key: Any  # protocol.keys.KeyMaterial; not imported, so that the doors depend on records alone
+
+
+@dataclass(frozen=True, slots=True)
+class KeysAnswer:
+    """The answer to `GetKeys` and `GetKeysWithIds`."""
+
+    keys: tuple[DeliveredKey, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class StatusAnswer:
+    """The answer to `GetStatus`; sizes in bits, counts in keys of `key_size_bits`."""
+
+    source_kme_id: str
+    target_kme_id: str
+    master_sae_id: str
+    slave_sae_id: str
+    key_size_bits: int
+    stored_key_count: int
+    max_key_count: int
+    max_key_per_request: int
+    max_key_size_bits: int
+    min_key_size_bits: int
+    max_sae_id_count: int
+
+
+@dataclass(frozen=True, slots=True)
+class DocumentAnswer:
+    """The answer to an operator's request: a JSON-ready document (no bytes, no key material)."""
+
+    document: dict[str, Any]
+
+
+Answer = KeysAnswer | StatusAnswer | DocumentAnswer | RequestError
