@@ -1,0 +1,216 @@
+"""The typed records of a session and their codec (SPEC part 4).
+
+A record travels as one MessagePack array: its kind, then its fields in order. `decode` accepts exactly what `encode`
+makes (types, counts, bounds) and raises MalformedMessage for everything else, whatever the bytes.
+"""
+
+from dataclasses import dataclass, fields
+from typing import Any, ClassVar, Final, TypeVar, cast, get_args
+
+import msgpack
+import numpy as np
+from numpy.typing import NDArray
+
+INTEGER_MAX: Final = 2**63 - 1
+TEXT_LENGTH_MAX: Final = 256
+"""Characters of a text field: the longest are SAE identities, which the certificate standard bounds at 64."""
+TUPLE_ITEMS_MAX: Final = 1024
+"""Items of a list field: the longest are the key IDs of one transfer (at most 128) and the nodes of a path."""
+
+
+class MalformedMessage(ValueError):
+    """Bytes that are no record of this protocol."""
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """What every record has: a kind number, unique in its family. Fields are int, str, bytes, bool, or tuples of those."""
+
+    KIND: ClassVar[int]
+
+
+RecordType = TypeVar("RecordType", bound=Record)
+
+def _read(kind: object, value: Any) -> Any:
+    """Return `value` as the field type `kind` (int, str, bytes, bool, or a tuple of those). Raises MalformedMessage."""
+    if kind is int:
+        good = type(value) is int and 0 <= value <= INTEGER_MAX
+    elif kind is str:
+        good = type(value) is str and len(value) <= TEXT_LENGTH_MAX
+    elif kind is bytes or kind is bool:
+        good = type(value) is kind
+    else:
+        return _read_tuple(get_args(kind), value)
+    if not good:
+        raise MalformedMessage("a field is out of range or of another type")
+    return value
+
+
+def _read_tuple(kinds: tuple[object, ...], value: Any) -> tuple[Any, ...]:
+    if type(value) is not list or len(value) > TUPLE_ITEMS_MAX:
+        raise MalformedMessage("a field is no list, or too long a one")
+    if len(kinds) == 2 and kinds[1] is Ellipsis:
+        kinds = (kinds[0],) * len(value)
+    if len(kinds) != len(value):
+        raise MalformedMessage("a list has another length")
+    return tuple(_read(kind, item) for kind, item in zip(kinds, value, strict=True))
+
+
+def encode_record(record: Record) -> bytes:
+    """Return the one encoding of a record."""
+    values = [getattr(record, field.name) for field in fields(record)]
+    return cast(bytes, msgpack.packb([record.KIND, *values], use_bin_type=True))
+
+
+def decode_record(data: bytes, family: dict[int, type[RecordType]]) -> RecordType:
+    """Return the record that `data` encodes, one of `family` (kind → class). Raises MalformedMessage."""
+    try:
+        values = msgpack.unpackb(data, raw=False, strict_map_key=True, max_ext_len=0, max_map_len=0)
+    except Exception as error:  # the library raises its own errors and ValueError, UnicodeDecodeError, RecursionError
+        raise MalformedMessage(f"not a MessagePack array: {type(error).__name__}") from None
+    if type(values) is not list or not values or type(values[0]) is not int or values[0] not in family:
+        raise MalformedMessage("not a known kind of record")
+    kind = family[values[0]]
+    expected = fields(kind)
+    if len(values) - 1 != len(expected):
+        raise MalformedMessage(f"{kind.__name__} has {len(expected)} fields, these bytes {len(values) - 1}")
+    return kind(*(_read(field.type, value) for field, value in zip(expected, values[1:], strict=True)))
+
+
+# ---- the records of a BB84 session, in the order in which they are sent
+
+
+@dataclass(frozen=True, slots=True)
+class Open(Record):
+    """Alice → Bob: the next block; `parameters_digest` names what both must agree on."""
+
+    KIND = 1
+    pulse_count: int
+    method: str
+    parameters_digest: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Accept(Record):
+    """Bob → Alice: my receiver is ready, send the light."""
+
+    KIND = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Detected(Record):
+    """Bob → Alice: which pulses clicked, and the bases of those measurements (never an outcome)."""
+
+    KIND = 3
+    count: int
+    positions: bytes
+    bases: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Sifted(Record):
+    """Alice → Bob: her bases and intensities of those pulses, and her bits where both used the test basis."""
+
+    KIND = 4
+    bases: bytes
+    intensities: bytes
+    test_bits: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Tested(Record):
+    """Bob → Alice: his bits where both used the test basis."""
+
+    KIND = 5
+    test_bits: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Reconcile(Record):
+    """Either way: one message of the error correction."""
+
+    KIND = 6
+    payload: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Reconciled(Record):
+    """Bob → Alice: my string is corrected; so many errors, so many bits leaked by my count."""
+
+    KIND = 7
+    corrected_errors: int
+    leaked_bits: int
+
+
+@dataclass(frozen=True, slots=True)
+class Finish(Record):
+    """Alice → Bob: the verification hash of her string, and the public seed and split of the amplification."""
+
+    KIND = 8
+    verification_seed: bytes
+    verification_tag: bytes
+    amplification_seed: bytes
+    secret_bits: int
+    authentication_refill_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Signed(Record):
+    """Bob → Alice: the strings are equal, my key is stored; my signature over the block record."""
+
+    KIND = 9
+    signature: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Abort(Record):
+    """Either way: this block ends without a key."""
+
+    KIND = 10
+    reason: str
+    qber_ppm: int
+
+
+SESSION_RECORDS: Final[dict[int, type[Record]]] = {
+    record.KIND: record
+    for record in (Open, Accept, Detected, Sifted, Tested, Reconcile, Reconciled, Finish, Signed, Abort)
+}
+
+
+# ---- arrays
+
+
+def pack_bits(bits: NDArray[np.uint8]) -> bytes:
+    """Return 0/1 values packed eight to a byte, first bit highest."""
+    return np.packbits(bits).tobytes()
+
+
+def unpack_bits(data: bytes, count: int) -> NDArray[np.uint8]:
+    """Return `count` 0/1 values. Raises MalformedMessage unless `data` has exactly the bytes for them."""
+    if len(data) != (count + 7) // 8:
+        raise MalformedMessage(f"{count} bits take {(count + 7) // 8} bytes, these are {len(data)}")
+    return np.unpackbits(np.frombuffer(data, np.uint8), count=count)
+
+
+_GAP_TYPES: Final = (np.dtype("u1"), np.dtype("<u2"), np.dtype("<u4"), np.dtype("<u8"))
+
+
+def pack_positions(positions: NDArray[np.uint64]) -> bytes:
+    """Return strictly increasing positions as gaps of the narrowest width that holds them all, width first."""
+    gaps = np.diff(positions, prepend=np.uint64(0)) if len(positions) else positions
+    largest = int(gaps.max()) if len(gaps) else 0
+    width = next(index for index, kind in enumerate(_GAP_TYPES) if largest < 1 << 8 * kind.itemsize)
+    return bytes([width]) + gaps.astype(_GAP_TYPES[width]).tobytes()
+
+
+def unpack_positions(data: bytes, count: int, pulse_count: int) -> NDArray[np.uint64]:
+    """Return `count` strictly increasing positions below `pulse_count`. Raises MalformedMessage."""
+    if not data or data[0] >= len(_GAP_TYPES) or len(data) - 1 != count * _GAP_TYPES[data[0]].itemsize:
+        raise MalformedMessage(f"not {count} positions")
+    gaps = np.frombuffer(data, _GAP_TYPES[data[0]], offset=1).astype(np.uint64)
+    if count and (int(gaps[1:].min(initial=1)) == 0 or int(gaps.max()) >= pulse_count):
+        raise MalformedMessage("positions must increase and stay inside the block")
+    positions = np.cumsum(gaps, dtype=np.uint64)
+    if count and (int(positions[-1]) >= pulse_count or bool((positions[1:] <= positions[:-1]).any())):
+        raise MalformedMessage("positions must increase and stay inside the block")
+    return positions

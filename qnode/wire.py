@@ -1,0 +1,144 @@
+"""What travels between nodes: bytes ↔ frame records, or a peer's fault. Nothing is decoded twice.
+
+Each frame wraps what one of the cores says; the cores' own codecs read the payloads. The relay's records live here
+because key relay is the daemon's own protocol.
+"""
+
+from dataclasses import dataclass
+from typing import Final
+
+from protocol.messages import MalformedMessage, Record, decode_record, encode_record
+
+
+@dataclass(frozen=True, slots=True)
+class PeerFault:
+    """A peer sent what no correct node sends."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class LedgerFrame(Record):
+    """One message of the commit protocol or of gossip (`ledger`)."""
+
+    KIND = 1
+    payload: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class SessionFrame(Record):
+    """One sealed message of a QKD session. `stream_offset` is where the sender's window of authentication key starts."""
+
+    KIND = 2
+    link_id: str
+    block_number: int
+    nonce: bytes
+    stream_offset: int
+    sealed: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class LightFrame(Record):
+    """What a stretch of fibre delivers: opaque to everything but the emulated receiver. Not authenticated, as light is not."""
+
+    KIND = 3
+    link_id: str
+    block_number: int
+    chunk: int
+    last: bool
+    light: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class SessionRefused(Record):
+    """Bob cannot open this session: his view of the authentication stream Alice → Bob starts at `stream_offset`."""
+
+    KIND = 4
+    link_id: str
+    block_number: int
+    reason: str
+    stream_offset: int
+
+
+Region = tuple[str, int, int, int]
+"""A piece of a link's key: (link ID, block number, offset in bytes, size in bytes)."""
+
+
+@dataclass(frozen=True, slots=True)
+class KeyTransfer(Record):
+    """One hop of a key's way: the sender's key bits at `regions` carry it to the next node of `path`.
+
+    The first 32 bytes of the regions are the one-time key of `tag`, the rest is the key itself on the first hop
+    (`ciphertext` empty), or the one-time pad under which `ciphertext` holds it on later hops.
+    """
+
+    KIND = 5
+    transfer_id: bytes
+    key_ids: tuple[bytes, ...]
+    size_bytes: int
+    master_sae: str
+    slave_saes: tuple[str, ...]
+    path: tuple[str, ...]
+    hop: int
+    regions: tuple[Region, ...]
+    ciphertext: bytes
+    tag: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class KeyTransferred(Record):
+    """The answer, back along the path: the keys wait at the far node (then `regions` are all hops'), or why not."""
+
+    KIND = 6
+    transfer_id: bytes
+    stored: bool
+    reason: str
+    regions: tuple[Region, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class PathProbe(Record):
+    """How many key bytes could be relayed along this path now?"""
+
+    KIND = 7
+    probe_id: bytes
+    path: tuple[str, ...]
+    hop: int
+    available_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class PathProbed(Record):
+    """The least of what every hop of the probed path has."""
+
+    KIND = 8
+    probe_id: bytes
+    available_bytes: int
+
+
+FRAMES: Final[dict[int, type[Record]]] = {
+    frame.KIND: frame
+    for frame in (
+        LedgerFrame,
+        SessionFrame,
+        LightFrame,
+        SessionRefused,
+        KeyTransfer,
+        KeyTransferred,
+        PathProbe,
+        PathProbed,
+    )
+}
+
+
+def encode(frame: Record) -> bytes:
+    """Return the bytes of a frame."""
+    return encode_record(frame)
+
+
+def decode(data: bytes) -> Record | PeerFault:
+    """Return the frame, or the fault of whoever sent these bytes."""
+    try:
+        return decode_record(data, FRAMES)
+    except MalformedMessage as error:
+        return PeerFault(str(error))
