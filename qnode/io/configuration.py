@@ -1,0 +1,51 @@
+"""Reads a node's TOML file, the link profiles and the chain's genesis from disk.
+
+Decides nothing about their content: `qnode.settings` and `ledger.genesis` do.
+"""
+
+import tomllib
+from functools import cache
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from qnode import settings
+from qnode.settings import NodeSettings, SettingsError
+
+
+@cache
+def profiles() -> dict[str, dict[str, Any]]:
+    """Return the link profiles that ship with the package, by name."""
+    found = {}
+    for entry in resources.files("config").joinpath("profiles").iterdir():
+        if entry.name.endswith(".toml"):
+            found[entry.name.removesuffix(".toml")] = tomllib.loads(entry.read_text("utf-8"))
+    return found
+
+
+def read_settings(path: Path) -> NodeSettings:
+    """Read one node's configuration file.
+
+    Raises SettingsError with the file, the key and the way out: no such file, not TOML, or a value that cannot run.
+    """
+    try:
+        with path.open("rb") as file:
+            document = tomllib.load(file)
+    except FileNotFoundError:
+        raise SettingsError(f"{path}: no such file; `qnode init DIR` writes a cluster's configuration") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise SettingsError(f"{path}: not valid TOML: {error}") from None
+    except OSError as error:
+        raise SettingsError(f"{path}: cannot be read: {error.strerror}") from None
+    try:
+        return settings.from_mapping(document, path.resolve().parent, profiles())
+    except SettingsError as error:
+        raise SettingsError(f"{path}: {error}") from None
+
+
+def read_file(path: Path, what: str) -> bytes:
+    """Read a whole file that the configuration names. Raises SettingsError saying `what` it should have been."""
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise SettingsError(f"{path}: the {what} cannot be read: {error.strerror}") from None

@@ -1,0 +1,349 @@
+"""What an operator may configure: one frozen record per table of a node's TOML file.
+
+Decides names, units, ranges and relations; every field carries its unit, its range and its reason as data, from which
+`docs/configuration.md` is made and by which a bad value is refused. Does not read files (`qnode.io.configuration`
+does) and does not know physics: the sub-tables of a link go as plain mappings to the records of `protocol`.
+"""
+
+# ruff: noqa: RUF009 - `setting` stands for `dataclasses.field`, which the rule exempts by name only
+
+import dataclasses
+import math
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar, get_args, get_origin, get_type_hints
+
+NAME_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")  # file names, DNS labels and URIs carry it unescaped
+LINK_TABLES = ("source", "channel", "detector", "distillation")
+_MIB = 1 << 20
+_T = TypeVar("_T")
+
+
+class SettingsError(ValueError):
+    """A configuration that cannot run; the message names the key, the value and what would be right."""
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """What is known of one key besides its type: the row of the configuration table, and the check."""
+
+    unit: str
+    why: str
+    low: float | None = None
+    high: float | None = None
+    choices: tuple[str, ...] = ()
+    name: bool = False
+
+
+def setting(
+    unit: str,
+    why: str,
+    default: Any = dataclasses.MISSING,
+    *,
+    low: float | None = None,
+    high: float | None = None,
+    choices: tuple[str, ...] = (),
+    name: bool = False,
+) -> Any:
+    """Declare one key of a settings record; without `default` the key must be given."""
+    described = Setting(unit, why, low, high, choices, name)
+    return dataclasses.field(default=default, metadata={"setting": described})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PeerSettings:
+    """Where another node listens for peers: one `[[peers]]` table."""
+
+    node_id: str = setting("name", "must be a node of the genesis file", name=True)
+    host: str = setting("host", "name or address to dial")
+    port: int = setting("port", "its [peer_to_peer] listen_port", low=1, high=65535)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PeerToPeerSettings:
+    """The node's own listener for peers, and the timing of its connections: `[peer_to_peer]`."""
+
+    listen_host: str = setting("host", "loopback unless other machines take part", "127.0.0.1")
+    listen_port: int = setting("port", "0 lets the system choose one, for tests", low=0, high=65535)
+    ca: Path = setting("file", "the cluster's authority; it signs every node certificate")
+    certificate: Path = setting("file", "holds the Ed25519 identity key that genesis lists; signed by `ca`")
+    send_queue_mib: int = setting(
+        "MiB",
+        "per peer and traffic class; a slower peer loses frames beyond it, and they are counted",
+        16,
+        low=9,
+        high=1024,
+    )
+    ping_interval_s: float = setting("s", "a silent peer is asked this often whether it lives", 5.0, low=0.1, high=300)
+    idle_timeout_s: float = setting(
+        "s",
+        "a peer silent for so long counts as lost; longer than a routine pause of a busy host",
+        20.0,
+        low=0.2,
+        high=900,
+    )
+    reconnect_first_s: float = setting(
+        "s", "delay before the second dial; doubles, with jitter", 0.1, low=0.01, high=60
+    )
+    reconnect_max_s: float = setting(
+        "s", "longest delay between dials: a returning peer is found within it", 10.0, low=0.05, high=600
+    )
+
+    def __post_init__(self) -> None:
+        _require(self.idle_timeout_s > self.ping_interval_s, "idle_timeout_s must exceed ping_interval_s")
+        _require(self.reconnect_max_s >= self.reconnect_first_s, "reconnect_max_s must be at least reconnect_first_s")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ApiSettings:
+    """The HTTPS listener of applications (ETSI GS QKD 014) and operators: `[api]`."""
+
+    listen_host: str = setting("host", "loopback unless applications run elsewhere", "127.0.0.1")
+    listen_port: int = setting("port", "0 lets the system choose one, for tests", low=0, high=65535)
+    ca: Path = setting("file", "the authority that signs the certificates of SAEs and operators")
+    certificate: Path = setting("file", "the server's certificate; its names are those that clients dial")
+    key: Path = setting("file", "the private key of `certificate`; readable by its owner only")
+    request_size_bytes_max: int = setting(
+        "bytes",
+        "largest request body; 128 key IDs need 8 KiB, a bundle of transactions more",
+        _MIB,
+        low=4096,
+        high=16 * _MIB,
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PoolSettings:
+    """What applications may ask for, and how much key a node keeps: `[pool]`."""
+
+    default_key_size_bits: int = setting("bits", "014 key_size: an AES-256 key", 256, low=64, high=65536)
+    min_key_size_bits: int = setting(
+        "bits", "014 min_key_size: below 64 bits nothing is worth a key ID", 64, low=8, high=65536
+    )
+    max_key_size_bits: int = setting(
+        "bits", "014 max_key_size: bounds what one request can drain from a pool", 8192, low=64, high=65536
+    )
+    max_key_per_request: int = setting(
+        "keys", "014 max_key_per_request: bounds one answer to some 60 KB", 128, low=1, high=4096
+    )
+    max_key_count: int = setting(
+        "keys",
+        "014 max_key_count: keys of default size that a pair of nodes keeps at most",
+        4096,
+        low=1,
+        high=1_000_000,
+    )
+    max_sae_id_count: int = setting("SAEs", "014 max_SAE_ID_count: 0 means no multicast", 0, low=0, high=64)
+    target_bits: int = setting(
+        "bits",
+        "per link: distillation pauses when its pool holds this much secret key",
+        1_048_576,
+        low=4096,
+        high=1 << 33,
+    )
+
+    def __post_init__(self) -> None:
+        for field in ("default_key_size_bits", "min_key_size_bits", "max_key_size_bits"):
+            _require(getattr(self, field) % 8 == 0, f"{field} must be a multiple of 8")
+        _require(
+            self.min_key_size_bits <= self.default_key_size_bits <= self.max_key_size_bits,
+            "min_key_size_bits ≤ default_key_size_bits ≤ max_key_size_bits must hold",
+        )
+        _require(self.target_bits >= self.max_key_size_bits, "target_bits must be at least max_key_size_bits")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LinkSettings:
+    """One quantum link of this node: `[link.<link_id>]`, with a profile and overrides of its sub-tables.
+
+    `parameters` maps each of LINK_TABLES to plain values, profile and overrides merged; `protocol` checks them.
+    """
+
+    link_id: str
+    pre_shared_secret: Path = setting("file", "authenticates the first blocks; both ends hold the same file")
+    block_pulses: int = setting(
+        "pulses",
+        "pulses per block: more give a better key fraction, fewer a shorter delay",
+        10_000_000,
+        low=10_000,
+        high=100_000_000_000,
+    )
+    profile: str = setting("name", "a file of config/profiles, without .toml", "metro", name=True)
+    parameters: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NodeSettings:
+    """Everything that one daemon is told: the top level of its TOML file. Paths are relative to that file."""
+
+    node_id: str = setting("name", "must be a node of the genesis file", name=True)
+    genesis: Path = setting("file", "the chain this node belongs to; the same bytes at every node")
+    state_directory: Path = setting("directory", "all that must survive a crash; one daemon only")
+    identity_key: Path = setting("file", "the node's Ed25519 private key: its votes, records and connections")
+    log_level: str = setting(
+        "level", "what is written to the log", "info", choices=("debug", "info", "warning", "error")
+    )
+    seed: int | None = setting(
+        "number", "makes the emulated physics reproducible; secret bits never depend on it", None, low=0, high=2**63 - 1
+    )
+    peer_to_peer: PeerToPeerSettings
+    api: ApiSettings
+    pool: PoolSettings = PoolSettings()
+    peers: tuple[PeerSettings, ...] = ()
+    links: tuple[LinkSettings, ...] = ()
+
+    def __post_init__(self) -> None:
+        names = [peer.node_id for peer in self.peers]
+        doubled = sorted({name for name in names if names.count(name) > 1})
+        _require(not doubled, f"[[peers]] lists {', '.join(doubled)} more than once")
+        _require(self.node_id not in names, f"[[peers]] lists this node itself ({self.node_id}); remove that table")
+
+    def link(self, link_id: str) -> LinkSettings:
+        """Return the settings of one link. Raises SettingsError when this node has no such link."""
+        for link in self.links:
+            if link.link_id == link_id:
+                return link
+        raise SettingsError(
+            f"[link.{link_id}] is missing; this node configures {_names(x.link_id for x in self.links)}"
+        )
+
+
+def from_mapping(
+    document: Mapping[str, Any], base_directory: Path, profiles: Mapping[str, Mapping[str, Any]]
+) -> NodeSettings:
+    """Build the settings from a parsed TOML document.
+
+    `base_directory` is what relative paths are relative to; `profiles` maps profile names to link tables. Raises
+    SettingsError naming the key, the value and the valid names or range.
+    """
+    tables = dict(document)
+    links = tables.pop("link", {})
+    _require(isinstance(links, Mapping), "[link.<link_id>] must be tables")
+    built = tuple(_link(str(link_id), table, base_directory, profiles) for link_id, table in links.items())
+    known = [name for name in _keys(NodeSettings) if name != "links"] + ["link"]
+    _refuse_unknown(tables, known, "")
+    return _record(NodeSettings, tables, base_directory, "", {"links": built})
+
+
+def _link(link_id: str, table: Any, base_directory: Path, profiles: Mapping[str, Mapping[str, Any]]) -> LinkSettings:
+    where = f"link.{link_id}"
+    _require(isinstance(table, Mapping), f"[{where}] must be a table")
+    _require(NAME_PATTERN.fullmatch(link_id) is not None, f"[{where}]: {link_id!r} is not a valid name")
+    own = {key: value for key, value in table.items() if key not in LINK_TABLES}
+    _refuse_unknown(
+        table, [name for name in _keys(LinkSettings) if name not in ("link_id", "parameters")] + [*LINK_TABLES], where
+    )
+    profile_name = str(own.get("profile", "metro"))
+    if profile_name not in profiles:
+        raise SettingsError(f"{where}.profile is {profile_name!r}; the profiles are {_names(profiles)}")
+    profile = profiles[profile_name]
+    _refuse_unknown(profile, ["block_pulses", *LINK_TABLES], f"profile {profile_name}")
+    parameters = {name: _merged(profile, table, name, where) for name in LINK_TABLES}
+    own = {"profile": profile_name, **{k: profile[k] for k in ("block_pulses",) if k in profile}, **own}
+    return _record(LinkSettings, own, base_directory, where, {"link_id": link_id, "parameters": parameters})
+
+
+def _merged(profile: Mapping[str, Any], table: Mapping[str, Any], name: str, where: str) -> dict[str, Any]:
+    override = table.get(name, {})
+    _require(isinstance(override, Mapping), f"[{where}.{name}] must be a table")
+    return {**profile.get(name, {}), **override}
+
+
+def _record(cls: type[_T], table: Mapping[str, Any], base: Path, where: str, given: Mapping[str, Any]) -> _T:
+    """Build one settings record from its table: every key known, typed and in range."""
+    hints = get_type_hints(cls)
+    values = dict(given)
+    for field in dataclasses.fields(cls):  # type: ignore[arg-type]  # every caller passes one of the records above
+        if field.name in values:
+            continue
+        path = f"{where}.{field.name}" if where else field.name
+        if field.name in table:
+            values[field.name] = _value(table[field.name], hints[field.name], field.metadata.get("setting"), base, path)
+        elif field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
+            raise SettingsError(f"{path} is missing; add it to the configuration ({_meaning(field)})")
+    try:
+        return cls(**values)
+    except SettingsError as error:
+        raise SettingsError(f"[{where}] {error}" if where else str(error)) from None
+
+
+def _value(value: Any, hint: Any, described: Setting | None, base: Path, path: str) -> Any:
+    if dataclasses.is_dataclass(hint):
+        assert isinstance(hint, type)
+        _require(isinstance(value, Mapping), f"[{path}] must be a table")
+        _refuse_unknown(value, _keys(hint), path)
+        return _record(hint, value, base, path, {})
+    if get_origin(hint) is tuple:
+        item = get_args(hint)[0]
+        _require(isinstance(value, list), f"[[{path}]] must be a list of tables")
+        return tuple(_value(each, item, described, base, f"{path}[{index}]") for index, each in enumerate(value))
+    assert described is not None, f"{path} is declared without setting()"
+    kind = next(each for each in (get_args(hint) or (hint,)) if each is not type(None))
+    return _scalar(value, kind, described, base, path)
+
+
+def _scalar(value: Any, kind: type, described: Setting, base: Path, path: str) -> Any:
+    accepted: tuple[Any, ...] = {Path: (str,), float: (int, float)}.get(kind, (kind,))
+    if not isinstance(value, accepted) or isinstance(value, bool):
+        raise SettingsError(f"{path} is {value!r}; it must be {_kind_name(kind)} ({described.unit})")
+    if isinstance(value, int | float):
+        low, high = described.low, described.high
+        if not math.isfinite(value) or (low is not None and value < low) or (high is not None and value > high):
+            raise SettingsError(f"{path} is {value} {described.unit}; it must be from {low:,} to {high:,}")
+    elif not value:
+        raise SettingsError(f"{path} is empty; it must be {_kind_name(kind)} ({described.unit})")
+    elif described.choices and value not in described.choices:
+        raise SettingsError(f"{path} is {value!r}; it must be one of {', '.join(described.choices)}")
+    elif described.name and NAME_PATTERN.fullmatch(str(value)) is None:
+        raise SettingsError(f"{path} is {value!r}; a name has 1 to 63 letters, digits, '.', '_' or '-'")
+    if kind is Path:
+        return base / str(value)
+    return float(value) if kind is float else value
+
+
+def _refuse_unknown(table: Mapping[str, Any], known: list[str], where: str) -> None:
+    for key in table:
+        if key not in known:
+            place = f"[{where}]" if where else "the top level"
+            raise SettingsError(f"unknown key {key!r} in {place}; the valid keys are {_names(known)}")
+
+
+def describe() -> Iterator[tuple[str, str, dataclasses.Field[Any], Setting]]:
+    """Yield (table, key, field, setting) for every configuration key, in the order of the records."""
+    tables = {
+        "": NodeSettings,
+        "peer_to_peer": PeerToPeerSettings,
+        "api": ApiSettings,
+        "pool": PoolSettings,
+        "peers": PeerSettings,
+        "link.<link_id>": LinkSettings,
+    }
+    for table, cls in tables.items():
+        for field in dataclasses.fields(cls):
+            described = field.metadata.get("setting")
+            if described is not None:
+                yield table, field.name, field, described
+
+
+def _keys(cls: type) -> list[str]:
+    return [field.name for field in dataclasses.fields(cls)]
+
+
+def _meaning(field: dataclasses.Field[Any]) -> str:
+    described = field.metadata.get("setting")
+    return f"{described.unit}: {described.why}" if described else "a table"
+
+
+def _kind_name(kind: type) -> str:
+    return {Path: "a path in quotes", str: "text in quotes", int: "a whole number", float: "a number"}[kind]
+
+
+def _names(names: Any) -> str:
+    return ", ".join(sorted(names)) or "none"
+
+
+def _require(condition: bool, reason: str) -> None:
+    if not condition:
+        raise SettingsError(reason)
