@@ -190,7 +190,7 @@ class NodeSettings:
     )
     peer_to_peer: PeerToPeerSettings
     api: ApiSettings
-    pool: PoolSettings = PoolSettings()
+    pool: PoolSettings = dataclasses.field(default_factory=PoolSettings)
     peers: tuple[PeerSettings, ...] = ()
     links: tuple[LinkSettings, ...] = ()
 

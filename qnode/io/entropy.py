@@ -1,8 +1,8 @@
 """Secret bits from the operating system (row S0-E2): the daemon's implementation of `protocol.entropy.Entropy`.
 
 Every draw passes the two continuous health tests of NIST SP 800-90B §4.4, which catch a source that got stuck or
-heavily biased. They cannot prove that the source is good, and they run on bytes as samples, claiming 4 bits of min-entropy
-per byte: half of what a healthy source has, so that a healthy one practically never fails.
+heavily biased. They cannot prove that the source is good, and they run on bytes as samples, claiming 4 bits of
+min-entropy per byte: half of what a healthy source has, so that a healthy one practically never fails.
 """
 
 import os
