@@ -15,4 +15,19 @@ class Kernel(NamedTuple):
     declarations: str
 
 
-KERNELS: tuple[Kernel, ...] = ()
+EMULATION = Kernel(
+    module="_emulation",
+    header="emulation.h",
+    c_files=("emulation.c",),
+    declarations="""
+        size_t emulation_propose(const double *, size_t, double, uint64_t, uint64_t, uint64_t *);
+        size_t emulation_emit(const uint64_t *, const uint64_t *, const uint64_t *, size_t, const uint64_t *,
+                              const double *, double, uint64_t *, uint8_t *);
+        void emulation_split_choices(const uint64_t *, size_t, const uint64_t *, uint8_t *, uint8_t *, uint8_t *);
+        size_t emulation_detect(const uint64_t *, const uint8_t *, const uint64_t *, const uint64_t *, size_t,
+                                size_t *, const double *, uint64_t, uint64_t, uint64_t, double, double, int,
+                                uint64_t *, uint64_t *, uint8_t *, uint8_t *, size_t);
+    """,
+)
+
+KERNELS: tuple[Kernel, ...] = (EMULATION,)
