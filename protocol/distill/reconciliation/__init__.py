@@ -1,1 +1,26 @@
-"""Error correction between two parties, behind one interface that counts every leaked bit."""
+"""Error correction between two parties, behind one interface that counts every leaked bit (SPEC §5)."""
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from protocol.distill.reconciliation.cascade import make_cascade
+from protocol.distill.reconciliation.party import Outcome, Party, ReconciliationError, Role, run_pair
+from protocol.parameters import ParameterError
+
+METHODS = ("cascade", "cascade-original")
+
+__all__ = ["METHODS", "Outcome", "Party", "ReconciliationError", "Role", "make_party", "run_pair"]
+
+
+def make_party(method: str, role: Role, bits: NDArray[np.uint8], qber: float, seed: bytes, **options: Any) -> Party:
+    """Make one side of `method` for a block of 0/1 `bits`.
+
+    Alice's string is the reference, Bob's is corrected; which node plays Alice is the caller's choice. `qber` is the
+    expected error rate and sets block sizes or code rates, `seed` is public and fresh: both must be equal on both
+    sides. `options` go to the method. Raises ParameterError on an unknown method or values out of range.
+    """
+    if method in ("cascade", "cascade-original"):
+        return make_cascade(role, bits, qber, seed, original=method == "cascade-original", **options)
+    raise ParameterError(f"method is {method!r}; it is one of {', '.join(METHODS)}")

@@ -1,0 +1,44 @@
+"""The whole of distillation: equal keys out of noisy strings, or an honest reason."""
+
+import numpy as np
+import pytest
+
+from protocol.distill.key_length import SecurityParameters
+from protocol.distill.pipeline import distill_block
+from protocol.entropy import SeededEntropy
+
+
+@pytest.mark.parametrize("method", ["cascade", "cascade-original"])
+def test_a_good_block_becomes_equal_keys(method: str) -> None:
+    generator = np.random.default_rng(7)
+    alice = generator.integers(0, 2, 60_000, dtype=np.uint8)
+    bob = alice ^ (generator.random(60_000) < 0.02).astype(np.uint8)
+    stages: list[str] = []
+    block = distill_block(alice, bob, SecurityParameters(), SeededEntropy(b"p"), method=method, on_stage=stages.append)
+    assert stages == ["estimation", "reconciliation", "verification", "amplification"]
+    assert block.alice_key is not None
+    assert block.bob_key is not None
+    assert block.length is not None
+    assert np.array_equal(block.alice_key, block.bob_key)
+    assert block.alice_key.size == block.length.bits > 15_000
+    assert abs(block.alice_key.mean() - 0.5) < 0.02
+    assert "array" not in repr(block)
+
+
+@pytest.mark.parametrize("qber", [0.11, 0.25, 0.5, 1.0])
+def test_a_bad_block_ends_with_a_reason(qber: float) -> None:
+    generator = np.random.default_rng(3)
+    alice = generator.integers(0, 2, 8_000, dtype=np.uint8)
+    bob = alice ^ (generator.random(8_000) < qber).astype(np.uint8)
+    block = distill_block(alice, bob, SecurityParameters(), SeededEntropy(b"p"))
+    assert block.alice_key is None
+    assert block.reason
+
+
+def test_empty_and_tiny_blocks_end_cleanly() -> None:
+    for size in (0, 1, 2, 50):
+        block = distill_block(
+            np.zeros(size, np.uint8), np.zeros(size, np.uint8), SecurityParameters(), SeededEntropy(b"")
+        )
+        assert block.alice_key is None
+        assert block.reason
