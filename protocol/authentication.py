@@ -65,7 +65,7 @@ class _Direction:
     """One direction's window of authentication key: r, then one pad per message, strictly in order."""
 
     sender: str
-    window: bytes
+    window: bytes = b""
     messages: int = 0
 
     def next_key(self) -> tuple[bytes, bytes, int]:
@@ -92,10 +92,17 @@ class Authenticator:
     message leave, and must never offer used bytes again: `send_used_bytes` and `receive_used_bytes` say how far.
     """
 
-    def __init__(self, session: bytes, role: str, peer_role: str, send_window: bytes, receive_window: bytes) -> None:
+    def __init__(
+        self, session: bytes, role: str, peer_role: str, send_window: bytes, receive_window: bytes = b""
+    ) -> None:
         self._session = session
         self._send = _Direction(role, send_window)
         self._receive = _Direction(peer_role, receive_window)
+
+    def begin_receiving(self, window: bytes) -> None:
+        """Give the window of the peer's stream, where it becomes known only with the peer's first message."""
+        assert not self._receive.messages, "the receive window is fixed by the first message"
+        self._receive.window = window
 
     @property
     def send_used_bytes(self) -> int:

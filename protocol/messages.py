@@ -24,12 +24,13 @@ class MalformedMessage(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """What every record has: a kind number, unique in its family. Fields are int, str, bytes, bool, or tuples of those."""
+    """What every record has: a kind number, unique in its family. Fields: int, str, bytes, bool, tuples of those."""
 
     KIND: ClassVar[int]
 
 
 RecordType = TypeVar("RecordType", bound=Record)
+
 
 def _read(kind: object, value: Any) -> Any:
     """Return `value` as the field type `kind` (int, str, bytes, bool, or a tuple of those). Raises MalformedMessage."""
@@ -151,7 +152,8 @@ class Finish(Record):
     verification_tag: bytes
     amplification_seed: bytes
     secret_bits: int
-    authentication_refill_bytes: int
+    refill_bytes: int
+    expiry_height: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,7 +194,7 @@ def unpack_bits(data: bytes, count: int) -> NDArray[np.uint8]:
     return np.unpackbits(np.frombuffer(data, np.uint8), count=count)
 
 
-_GAP_TYPES: Final = (np.dtype("u1"), np.dtype("<u2"), np.dtype("<u4"), np.dtype("<u8"))
+_GAP_TYPES: Final[tuple[np.dtype[Any], ...]] = (np.dtype("u1"), np.dtype("<u2"), np.dtype("<u4"), np.dtype("<u8"))
 
 
 def pack_positions(positions: NDArray[np.uint64]) -> bytes:

@@ -27,19 +27,24 @@ class LedgerFrame(Record):
 
 @dataclass(frozen=True, slots=True)
 class SessionFrame(Record):
-    """One sealed message of a QKD session. `stream_offset` is where the sender's window of authentication key starts."""
+    """One sealed message of a QKD session.
+
+    `stream_offset` is where the sender's window of authentication key starts; `reply_offset` is where the peer's
+    stream starts that the sender still accepts. Neither needs a tag: a false one only burns key or ends the session.
+    """
 
     KIND = 2
     link_id: str
     block_number: int
     nonce: bytes
     stream_offset: int
+    reply_offset: int
     sealed: bytes
 
 
 @dataclass(frozen=True, slots=True)
 class LightFrame(Record):
-    """What a stretch of fibre delivers: opaque to everything but the emulated receiver. Not authenticated, as light is not."""
+    """What the channel delivers: opaque to all but the emulated receiver. Not authenticated, as light is not."""
 
     KIND = 3
     link_id: str
@@ -51,13 +56,14 @@ class LightFrame(Record):
 
 @dataclass(frozen=True, slots=True)
 class SessionRefused(Record):
-    """Bob cannot open this session: his view of the authentication stream Alice → Bob starts at `stream_offset`."""
+    """Bob cannot open this session; `stream_offset` and `block_number_last` are where his side stands."""
 
     KIND = 4
     link_id: str
     block_number: int
     reason: str
     stream_offset: int
+    block_number_last: int
 
 
 Region = tuple[str, int, int, int]

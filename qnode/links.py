@@ -1,0 +1,614 @@
+"""The quantum links of a node: one endless cycle of QKD sessions with each neighbour (row S0-E1).
+
+Decides when a session starts, what it may use of the authentication key, what becomes of its block, and what is
+reported. One session per link at a time; its steps run as jobs, one after the other. Does not decide what a session
+says (`protocol.session`) nor where its key goes afterwards (`keystore`).
+
+A block's way: the session ends at both sides → each side stores it as pending, then signs the record → the chain
+commits the record → each side makes the key available and appends the refills to both authentication streams, in
+chain order. Key that the chain does not commit is destroyed at the record's expiry height.
+"""
+
+from collections import deque
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Final
+
+import numpy as np
+
+from ledger.genesis import Genesis
+from ledger.signatures import Signer, Verifier
+from ledger.transactions import AlarmRaised, KeyBlockRecorded
+from protocol.authentication import HASH_KEY_BYTES, PAD_BYTES, WINDOW_BYTES, Authenticator, session_id
+from protocol.messages import Record
+from protocol.quantum.eavesdropper import make_eavesdropper
+from protocol.quantum.link import LinkParameters, Receiver, Transmitter
+from protocol.session import (
+    PROBED,
+    AliceSession,
+    BlockDistilled,
+    BobSession,
+    DistilledBlock,
+    Output,
+    PeerSigned,
+    SendLight,
+    SendMessage,
+    SessionAborted,
+    SessionParameters,
+)
+from qnode.context import Context
+from qnode.effects import Put, TrafficClass
+from qnode.keystore import RECEIVER, TRANSMITTER, KeyStore, PendingBlock
+from qnode.streams import RESERVE_BYTES, AuthenticationStream
+from qnode.vault import Vault
+from qnode.wire import LightFrame, SessionFrame, SessionRefused
+
+BLOCK_NUMBER_TABLE: Final = "link.block"
+
+SESSION_DEADLINE_NS: Final = 60_000_000_000
+"""A session that takes longer is given up: ten times the longest that a loaded two-core machine was seen to need."""
+
+QUEUED_INPUTS_MAX: Final = 256
+"""Messages and light chunks that wait for a session's running job: a whole emission of 64 MiB, and room to spare."""
+
+RETRY_FIRST_NS: Final = 200_000_000
+RETRY_MAX_NS: Final = 5_000_000_000
+ATTACKED_RETRY_NS: Final = 1_500_000_000
+"""Between blocks of an attacked link: each costs a few hundred bytes of authentication key, so 32 KiB last for minutes
+of attack, and the end of the attack is noticed within seconds."""
+
+PROBE_INTERVAL_NS: Final = 10_000_000_000
+"""A link whose pool is full still measures its error rate this often."""
+
+WINDOW_BYTES_MIN: Final = HASH_KEY_BYTES + 64 * PAD_BYTES
+"""Below the key for 64 messages a session is not begun: it could not end."""
+
+TOP_UP_BYTES_MAX: Final = 2048
+"""What a stream below its target gains per block and direction, so that a refill never starves delivery."""
+STREAM_TARGET_BYTES: Final = 4 * WINDOW_BYTES
+
+RECORD_LIFETIME_HEIGHTS: Final = 2000
+"""Heights until a record expires: minutes at full speed, hours on an idle chain; bounds how long pending key lives."""
+
+PULSES_MAX: Final = 1 << 44
+
+
+@dataclass(frozen=True, slots=True)
+class LinkConfiguration:
+    """One link as this node must know it; built by the shell from settings and genesis."""
+
+    link_id: str
+    transmitter: str
+    receiver: str
+    parameters: LinkParameters
+    session: SessionParameters
+    block_pulses: int
+    pool_target_bits: int
+    pre_shared_secret: bytes = field(repr=False)
+
+
+@dataclass(slots=True)
+class LinkFigures:
+    """What an operator sees of a link. Counts since the start of the process."""
+
+    blocks: int = 0
+    aborts: int = 0
+    attacked_aborts: int = 0
+    secret_bits: int = 0
+    last_qber_ppm: int | None = None
+    last_abort: str | None = None
+    first_block_ns: int | None = None
+    last_block_ns: int | None = None
+    session_ms: float | None = None
+
+
+@dataclass(slots=True)
+class _Running:
+    """The session under way and what it has been lent."""
+
+    session: AliceSession | BobSession
+    block_number: int
+    nonce: bytes
+    send_start: int
+    receive_start: int
+    deadline_ns: int
+    begun_ns: int
+    queue: deque[Callable[[], list[Output]]] = field(default_factory=deque)
+    busy: bool = False
+    heard: bool = False
+    block: DistilledBlock | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class LinkServices:
+    """What every link of a node shares."""
+
+    context: Context
+    keys: KeyStore
+    genesis: Genesis
+    signer: Signer
+    verifier: Verifier
+    vault: Vault
+    physics: Callable[[str], np.random.Generator]
+    is_alarmed: Callable[[str], bool]
+
+
+class Link:
+    """One end of one quantum link."""
+
+    def __init__(
+        self, configuration: LinkConfiguration, services: LinkServices, stored: Mapping[str, list[tuple[bytes, bytes]]]
+    ) -> None:
+        self._configuration = configuration
+        self._services = services
+        self.link_id = configuration.link_id
+        node_id = services.context.node_id
+        self.role = TRANSMITTER if configuration.transmitter == node_id else RECEIVER
+        self.peer = configuration.receiver if self.role == TRANSMITTER else configuration.transmitter
+        self.figures = LinkFigures()
+        self.attack: str | None = None
+        names = ("transmitter", "receiver") if self.role == TRANSMITTER else ("receiver", "transmitter")
+        self._send = self._stream(names[0], RESERVE_BYTES, stored)
+        self._receive = self._stream(names[1], 0, stored)
+        self._last_block_number = -1
+        for key, value in stored.get(BLOCK_NUMBER_TABLE, ()):
+            if key == self.link_id.encode():
+                self._last_block_number = int.from_bytes(value, "big")
+        self._eavesdropper_physics = services.physics(f"{self.link_id}/eavesdropper")
+        self._transmitter = Transmitter(
+            configuration.parameters, services.context.entropy, services.physics(f"{self.link_id}/transmitter")
+        )
+        self._receiver = Receiver(
+            configuration.parameters, services.context.entropy, services.physics(f"{self.link_id}/receiver")
+        )
+        self._jobs = 0
+        self._running: _Running | None = None
+        self._next_start_ns = 0
+        self._failures = 0
+        self._unrecorded: dict[int, KeyBlockRecorded] = {}
+
+    def _stream(
+        self, direction: str, reserve_bytes: int, stored: Mapping[str, list[tuple[bytes, bytes]]]
+    ) -> AuthenticationStream:
+        stream = AuthenticationStream.restore(self.link_id, direction, self._services.vault, reserve_bytes, stored)
+        if stream.end == 0:
+            secret = self._configuration.pre_shared_secret
+            half = len(secret) // 2
+            part = secret[:half] if direction == "transmitter" else secret[half : 2 * half]
+            self._services.context.write(stream.append(part))
+        return stream
+
+    # ---- what happens
+
+    def tick(self) -> None:
+        """Give up a session that takes too long; start the next one when it is due."""
+        context, running = self._services.context, self._running
+        if running is not None:
+            if context.now_ns >= running.deadline_ns and not running.busy:
+                self._end(running, SessionAborted("the session took too long", 0, attacked=False))
+        elif self._may_start():
+            self._start()
+
+    def next_deadline_ns(self) -> int | None:
+        """When `tick` must be called next."""
+        if self._running is not None:
+            return self._running.deadline_ns
+        if self.role != TRANSMITTER or self.peer not in self._services.context.connected:
+            return None
+        return self._next_start_ns
+
+    def peer_lost(self) -> None:
+        """The neighbour is gone: a session under way ends."""
+        if self._running is not None:
+            self._end(self._running, SessionAborted("the connection was lost", 0, attacked=False))
+
+    def session_frame(self, frame: SessionFrame) -> None:
+        """A sealed message arrived from the neighbour."""
+        running = self._running
+        if running is not None and running.nonce == frame.nonce and running.block_number == frame.block_number:
+            if self.role == TRANSMITTER and not running.heard and not self._begin_receiving(running, frame):
+                return
+            self._enqueue(running, lambda: running.session.receive(frame.sealed))
+        elif self.role == RECEIVER:
+            self._accept(frame)
+
+    def light_frame(self, frame: LightFrame) -> None:
+        """Light arrived at the receiver; light of no running session falls on closed shutters."""
+        running = self._running
+        if (
+            running is not None
+            and isinstance(running.session, BobSession)
+            and running.block_number == frame.block_number
+        ):
+            session = running.session
+            self._enqueue(running, lambda: session.receive_light(frame.light, frame.last))
+
+    def refused(self, frame: SessionRefused) -> None:
+        """The receiver cannot open the session: catch up with where it stands, and try again."""
+        running = self._running
+        if running is None or running.heard or running.block_number != frame.block_number:
+            return
+        self._last_block_number = max(self._last_block_number, min(frame.block_number_last, 2**62))
+        offset = min(frame.stream_offset, self._send.end)
+        if offset > running.send_start:
+            running.send_start = offset
+        self._end(running, SessionAborted(f"the receiver refused: {frame.reason}", 0, attacked=False))
+
+    def recorded(self, record: KeyBlockRecorded) -> None:
+        """The chain committed a block of this link."""
+        services = self._services
+        self._unrecorded.pop(record.block_number, None)
+        pending, writes = services.keys.activate(self.link_id, record.block_number)
+        services.context.write(writes)
+        if pending is None:
+            services.context.log(
+                "error",
+                "key block committed that this node does not hold",
+                link=self.link_id,
+                block=record.block_number,
+                remedy="its key is unusable; give the link a new pre-shared secret if its sessions fail from now on",
+            )
+            return
+        own, peers = pending.refill_transmitter.reveal(), pending.refill_receiver.reveal()
+        if self.role == RECEIVER:
+            own, peers = peers, own
+        services.context.write(self._send.append(own))
+        services.context.write(self._receive.append(peers))
+        figures, now_ns = self.figures, services.context.now_ns
+        figures.blocks += 1
+        figures.secret_bits += record.secret_bits
+        figures.first_block_ns = figures.first_block_ns or now_ns
+        figures.last_block_ns = now_ns
+
+    def refused_by_chain(self, record: KeyBlockRecorded, reason: str) -> None:
+        """The chain refused a block's record: its key is destroyed."""
+        self._unrecorded.pop(record.block_number, None)
+        self._services.context.write(self._services.keys.discard(self.link_id, record.block_number))
+        self._services.context.log(
+            "warning", "key block refused by the chain", link=self.link_id, block=record.block_number, reason=reason
+        )
+
+    def set_attack(self, kind: str | None, parameters: Mapping[str, float]) -> None:
+        """Put an eavesdropper on the emulated channel, from the next emission on. Raises ParameterError."""
+        physics = self._eavesdropper_physics
+        self._transmitter.attack = make_eavesdropper(kind, parameters, physics) if kind else None
+        self.attack = kind
+
+    # ---- beginning
+
+    @property
+    def is_alarmed(self) -> bool:
+        return self._services.is_alarmed(self.link_id)
+
+    @property
+    def pool_bits(self) -> int:
+        """Key of this link that either end may still start using, in bits."""
+        keys = self._services.keys
+        return 8 * (keys.available_bytes(self.link_id) + keys.available_bytes(self.link_id, own=False))
+
+    def _may_start(self) -> bool:
+        context = self._services.context
+        return (
+            self.role == TRANSMITTER
+            and self.peer in context.connected
+            and context.now_ns >= self._next_start_ns
+            and self._jobs == 0  # a job of a session that was given up may still use the device
+            and len(self._unrecorded) < 4  # the chain is behind: wait for it instead of piling up pending key
+        )
+
+    def _start(self) -> None:
+        services, configuration = self._services, self._configuration
+        context = services.context
+        if self._send.available_bytes < WINDOW_BYTES_MIN or self._receive.available_bytes < WINDOW_BYTES_MIN:
+            self._next_start_ns = context.now_ns + RETRY_MAX_NS
+            self.figures.last_abort = "authentication key exhausted: give the link a new pre-shared secret"
+            context.log("error", "link stopped", link=self.link_id, reason=self.figures.last_abort)
+            return
+        number, nonce = self._last_block_number + 1, context.entropy.take(16)
+        identity = session_id(self.link_id, number, nonce)
+        send_start = self._send.position
+        probe = self.pool_bits >= configuration.pool_target_bits and not self.is_alarmed
+        shortage = max(0, STREAM_TARGET_BYTES - min(self._send.available_bytes, self._receive.available_bytes))
+        session = AliceSession(
+            configuration.session,
+            self._transmitter,
+            configuration.parameters,
+            Authenticator(identity, "alice", "bob", self._send.window(send_start, WINDOW_BYTES)),
+            context.entropy,
+            session_id=identity,
+            pulse_count=configuration.block_pulses,
+            expiry_height=context.height + RECORD_LIFETIME_HEIGHTS,
+            top_up_bytes=min(shortage, TOP_UP_BYTES_MAX),
+            probe=probe,
+        )
+        running = self._begin(session, number, nonce, send_start, self._receive.position)
+        interval_ns = int(1e9 * configuration.block_pulses / configuration.parameters.source.pulse_rate_hz)
+        self._next_start_ns = context.now_ns + (PROBE_INTERVAL_NS if probe else interval_ns)
+        self._enqueue(running, session.start)
+
+    def _accept(self, frame: SessionFrame) -> None:
+        """Bob: a new session, unless it would use anything twice."""
+        context = self._services.context
+        reason = None
+        if self._jobs:
+            reason = "the receiver is still busy with an earlier session"
+        elif frame.block_number <= self._last_block_number:
+            reason = "the block number was used"
+        elif frame.stream_offset < self._receive.position:
+            reason = "that authentication key was used"
+        elif self._receive.end - frame.stream_offset < WINDOW_BYTES_MIN:
+            reason = "the authentication key is not yet known here"
+        send_start = max(self._send.position, frame.reply_offset)
+        if reason is None and self._send.end - send_start < WINDOW_BYTES_MIN:
+            reason = "no authentication key left for the answers"
+        if reason is not None:
+            refusal = SessionRefused(
+                self.link_id, frame.block_number, reason, self._receive.position, max(0, self._last_block_number)
+            )
+            context.send(self.peer, TrafficClass.SESSION, refusal)
+            return
+        if self._running is not None:
+            self._end(self._running, SessionAborted("the transmitter began anew", 0, attacked=False))
+        identity = session_id(self.link_id, frame.block_number, frame.nonce)
+        authenticator = Authenticator(
+            identity,
+            "bob",
+            "alice",
+            self._send.window(send_start, WINDOW_BYTES),
+            self._receive.window(frame.stream_offset, WINDOW_BYTES),
+        )
+        session = BobSession(
+            self._configuration.session,
+            self._receiver,
+            self._configuration.parameters,
+            authenticator,
+            session_id=identity,
+            pulse_count_max=PULSES_MAX,
+        )
+        running = self._begin(session, frame.block_number, frame.nonce, send_start, frame.stream_offset)
+        self._enqueue(running, lambda: session.receive(frame.sealed))
+
+    def _begin(
+        self, session: AliceSession | BobSession, number: int, nonce: bytes, send_start: int, receive_start: int
+    ) -> _Running:
+        now_ns = self._services.context.now_ns
+        running = _Running(session, number, nonce, send_start, receive_start, now_ns + SESSION_DEADLINE_NS, now_ns)
+        self._running = running
+        return running
+
+    def _begin_receiving(self, running: _Running, frame: SessionFrame) -> bool:
+        """Alice: Bob's first answer says where his stream stands; it may have moved on, never back."""
+        if frame.stream_offset < self._receive.position:
+            self._end(running, SessionAborted("the receiver offers used authentication key", 0, attacked=True))
+            return False
+        running.receive_start = frame.stream_offset
+        window = self._receive.window(frame.stream_offset, WINDOW_BYTES)
+        running.session.authenticator.begin_receiving(window)
+        return True
+
+    # ---- the session's steps
+
+    def _enqueue(self, running: _Running, step: Callable[[], list[Output]]) -> None:
+        if len(running.queue) >= QUEUED_INPUTS_MAX:
+            self._end(running, SessionAborted("the peer sends faster than the session can take", 0, attacked=False))
+            return
+        running.queue.append(step)
+        self._run_next(running)
+
+    def _run_next(self, running: _Running) -> None:
+        if running.busy or not running.queue or self._running is not running:
+            return
+        running.busy = True
+        self._jobs += 1
+        step = running.queue.popleft()
+        self._services.context.run(step, lambda result, error: self._stepped(running, result, error))
+
+    def _stepped(self, running: _Running, outputs: Any, error: BaseException | None) -> None:
+        running.busy = False
+        self._jobs -= 1
+        if self._running is not running:
+            return  # given up while the job ran; what it was lent counts as used already
+        if error is not None:
+            raise error  # our bug: sessions never raise for what a peer or the channel did
+        self._account(running)
+        for output in outputs:
+            self._execute(running, output)
+        self._run_next(running)
+
+    def _account(self, running: _Running) -> None:
+        """Make the use of authentication key durable before the messages that used it leave."""
+        context, authenticator = self._services.context, running.session.authenticator
+        context.write(self._send.reserve(running.send_start + authenticator.send_used_bytes))
+        if not running.heard and authenticator.receive_used_bytes:
+            running.heard = True
+            context.write(self._receive.reserve(running.receive_start + authenticator.receive_used_bytes))
+            if self.role == RECEIVER:
+                self._remember_block_number(running.block_number)
+        elif self.role == TRANSMITTER and self._last_block_number < running.block_number:
+            self._remember_block_number(running.block_number)
+
+    def _remember_block_number(self, number: int) -> None:
+        self._last_block_number = number
+        row = Put(BLOCK_NUMBER_TABLE, self.link_id.encode(), number.to_bytes(8, "big"))
+        self._services.context.write([row])
+
+    def _execute(self, running: _Running, output: Output) -> None:
+        context = self._services.context
+        match output:
+            case SendMessage(sealed):
+                self._send_session(
+                    SessionFrame(
+                        self.link_id,
+                        running.block_number,
+                        running.nonce,
+                        running.send_start,
+                        self._receive.position,
+                        sealed,
+                    )
+                )
+            case SendLight(chunks):
+                for index, chunk in enumerate(chunks):
+                    last = index == len(chunks) - 1
+                    frame = LightFrame(self.link_id, running.block_number, index, last, chunk)
+                    context.send(self.peer, TrafficClass.LIGHT, frame)
+            case BlockDistilled(block):
+                self._distilled(running, block)
+            case PeerSigned(signature):
+                self._signed(running, signature)
+            case SessionAborted():
+                self._end(running, output)
+
+    def _send_session(self, frame: Record) -> None:
+        self._services.context.send(self.peer, TrafficClass.SESSION, frame)
+
+    def _distilled(self, running: _Running, block: DistilledBlock) -> None:
+        """Keep the block as pending; Bob signs it off, Alice waits for his signature."""
+        running.block = block
+        pending = PendingBlock(
+            self.link_id,
+            running.block_number,
+            block.expiry_height,
+            block.refill_transmitter,
+            block.refill_receiver,
+            block.key,
+        )
+        self._services.context.write(self._services.keys.add_pending(pending))
+        session = running.session
+        if isinstance(session, BobSession):
+            signature = self._services.signer.sign(self._signing_bytes(self._record(running, block)))
+            self._enqueue(running, lambda: session.sign_off(signature))
+            running.queue.append(lambda: [PeerSigned(b"")])  # marks Bob's end, after his last message
+
+    def _signed(self, running: _Running, signature: bytes) -> None:
+        """Alice: Bob's signature is here; add hers and let the chain record the block. Bob: the end."""
+        block = running.block
+        assert block is not None, "a session signs only what it distilled"
+        services = self._services
+        if self.role == TRANSMITTER:
+            record = self._record(running, block)
+            signing_bytes = self._signing_bytes(record)
+            peer_key = next(n.public_key for n in services.genesis.nodes if n.node_id == self.peer)
+            if len(signature) != 64 or not services.verifier.verify(peer_key, signing_bytes, signature):
+                services.context.write(services.keys.discard(self.link_id, running.block_number))
+                reason = "the receiver signed another record: the two ends do not hold the same block"
+                self._end(running, SessionAborted(reason, block.qber_ppm, attacked=False))
+                return
+            own = services.signer.sign(signing_bytes)
+            record = replace(record, transmitter_signature=own, receiver_signature=signature)
+            self._unrecorded[running.block_number] = record
+            services.context.submit(record)
+        self.figures.last_qber_ppm = block.qber_ppm
+        self.figures.session_ms = (services.context.now_ns - running.begun_ns) / 1e6
+        self._failures = 0
+        self._close(running)
+        services.context.log(
+            "info",
+            "block distilled",
+            link=self.link_id,
+            block=running.block_number,
+            qber=block.qber_ppm / 1e6,
+            secret_bits=block.secret_bits,
+        )
+
+    def _record(self, running: _Running, block: DistilledBlock) -> KeyBlockRecorded:
+        unsigned = bytes(64)
+        return KeyBlockRecorded(
+            link_id=self.link_id,
+            block_number=running.block_number,
+            pulses=block.pulses,
+            detections=block.detections,
+            sifted_bits=block.sifted_bits,
+            sample_bits=block.sample_bits,
+            qber_ppm=block.qber_ppm,
+            leaked_bits=block.leaked_bits,
+            verification_bits=block.verification_bits,
+            authentication_bits=block.authentication_bits,
+            secret_bits=block.secret_bits,
+            security_millibits=block.security_millibits,
+            proof=block.proof,
+            method=block.method,
+            commitment=block.commitment,
+            expiry_height=block.expiry_height,
+            transmitter_signature=unsigned,
+            receiver_signature=unsigned,
+        )
+
+    def _signing_bytes(self, record: KeyBlockRecorded) -> bytes:
+        genesis = self._services.genesis
+        return record.signing_bytes(genesis.chain_id, genesis.digest)
+
+    # ---- the end
+
+    def _close(self, running: _Running) -> None:
+        """Count what the session used as used, and free the link for the next."""
+        context, authenticator = self._services.context, running.session.authenticator
+        context.write(self._send.advance(running.send_start + authenticator.send_used_bytes))
+        if authenticator.receive_used_bytes:
+            context.write(self._receive.advance(running.receive_start + authenticator.receive_used_bytes))
+        self._running = None
+
+    def _end(self, running: _Running, aborted: SessionAborted) -> None:
+        context = self._services.context
+        if running.busy:
+            # The job still holds the authenticator: everything it was lent counts as used.
+            context.write(self._send.advance(min(running.send_start + WINDOW_BYTES, self._send.end)))
+            self._running = None
+        else:
+            self._close(running)
+        if aborted.reason.endswith(PROBED):
+            self.figures.last_qber_ppm = aborted.qber_ppm
+            return
+        self._failures += 1
+        self.figures.aborts += 1
+        self.figures.last_abort = aborted.reason
+        if aborted.qber_ppm:
+            self.figures.last_qber_ppm = aborted.qber_ppm
+        retry_ns = min(RETRY_FIRST_NS << min(self._failures, 8), RETRY_MAX_NS)
+        if aborted.attacked:
+            retry_ns = ATTACKED_RETRY_NS
+            self.figures.attacked_aborts += 1
+            self._raise_alarm(running, aborted)
+        jittered_ns = int(retry_ns * (0.75 + 0.5 * context.jitter.random()))
+        self._next_start_ns = max(self._next_start_ns, context.now_ns + jittered_ns)
+        context.log(
+            "warning",
+            "block aborted",
+            link=self.link_id,
+            block=running.block_number,
+            reason=aborted.reason,
+            qber=aborted.qber_ppm / 1e6,
+        )
+
+    def _raise_alarm(self, running: _Running, aborted: SessionAborted) -> None:
+        if self.is_alarmed:
+            return
+        context = self._services.context
+        reason = "qber" if aborted.qber_ppm else "authentication"
+        context.submit(
+            AlarmRaised(self.link_id, running.block_number, reason, min(aborted.qber_ppm, 10**6), context.node_id)
+        )
+
+    def status(self) -> dict[str, Any]:
+        """Return a JSON-ready description."""
+        figures = self.figures
+        span_ns = (figures.last_block_ns or 0) - (figures.first_block_ns or 0)
+        keys = self._services.keys
+        return {
+            "link_id": self.link_id,
+            "role": "transmitter" if self.role == TRANSMITTER else "receiver",
+            "peer": self.peer,
+            "connected": self.peer in self._services.context.connected,
+            "alarmed": self.is_alarmed,
+            "attack": self.attack,
+            "blocks": figures.blocks,
+            "aborts": figures.aborts,
+            "attacked_aborts": figures.attacked_aborts,
+            "last_abort": figures.last_abort,
+            "qber": None if figures.last_qber_ppm is None else figures.last_qber_ppm / 1e6,
+            "secret_bits": figures.secret_bits,
+            "secret_bits_per_s": round(figures.secret_bits * 1e9 / span_ns, 1) if span_ns > 0 else None,
+            "session_ms": figures.session_ms,
+            "available_bytes": keys.available_bytes(self.link_id),
+            "available_bytes_peer": keys.available_bytes(self.link_id, own=False),
+            "authentication_bytes": min(self._send.available_bytes, self._receive.available_bytes),
+        }
