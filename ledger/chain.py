@@ -1,0 +1,196 @@
+"""The committed chain of one node: its tip, its state, and the way a block is appended, replayed and looked up.
+
+Decides whether a header extends the tip and keeps recent blocks at hand; older ones are read through an `Archive`.
+Replay at start executes every stored block again (about 20 µs a transaction), without signature checks: the bytes were
+checked before they were stored, and hashes, roots and receipts are compared again (SPEC 5.3).
+"""
+
+from collections.abc import Iterable
+from dataclasses import asdict
+from typing import Any, NamedTuple, Protocol
+
+from ledger.block import Block, Header, MalformedBlock, limits_fault
+from ledger.encoding import MalformedEncoding, as_array, as_bytes, as_integer, integer_key, pack, unpack_array
+from ledger.execution import Receipt, Rules, bundles_fault, execute
+from ledger.genesis import Genesis
+from ledger.state import State
+from ledger.transactions import MalformedTransaction, decode, transaction_id
+from ledger.votes import Certificate, Kind
+
+BLOCK_TABLE = "ledger.block"
+RECENT_BLOCKS_MAX = 512
+"""Blocks kept in memory when an archive is there to read older ones from: some minutes of full load at most."""
+
+
+class CorruptLedger(Exception):
+    """The stored chain is not one that this node wrote; the message names the height and the way out."""
+
+
+class Archive(Protocol):
+    """Reads what was stored; synchronous, since a block is one indexed read."""
+
+    def read(self, table: str, key: bytes) -> bytes | None:
+        """Return the value stored under (table, key), or None."""
+        ...
+
+
+class StoredBlock(NamedTuple):
+    """One row of the block table: the block, its commit certificate, and (index, reason) of refused transactions."""
+
+    block: bytes
+    certificate: bytes
+    refused: tuple[tuple[int, str], ...]
+
+    def encoded(self) -> bytes:
+        """The canonical bytes."""
+        return pack((self.block, self.certificate, self.refused))
+
+    @classmethod
+    def decode(cls, row: bytes) -> "StoredBlock":
+        """Read canonical bytes. Raises MalformedEncoding."""
+        block, certificate, refused = unpack_array(row, 3)
+        pairs = [as_array(entry, 2) for entry in as_array(refused)]
+        return cls(as_bytes(block), as_bytes(certificate), tuple((as_integer(i), str(reason)) for i, reason in pairs))
+
+
+class Chain:
+    """The tip and everything below it; `append` is the only way forward."""
+
+    def __init__(self, genesis: Genesis, rules: Rules, archive: Archive | None) -> None:
+        self.genesis = genesis
+        self.state = State(genesis)
+        self.tip_digest = genesis.digest
+        self.tip_time_ns = genesis.time_ns
+        self._rules = rules
+        self._archive = archive
+        self._recent: dict[int, StoredBlock] = {}
+
+    @property
+    def height(self) -> int:
+        """The last committed height; 0 is the genesis."""
+        return self.state.height
+
+    def header_fault(self, header: Header) -> str | None:
+        """Return why a header cannot follow the tip, or None: part of block validity, without clocks."""
+        expected = (
+            ("version", header.version, 1),
+            ("chain", header.genesis_digest, self.genesis.digest),
+            ("height", header.height, self.height + 1),
+            ("previous block", header.previous, self.tip_digest),
+            ("state root", header.state_root, self.state.root),
+            ("validator set", header.validators_digest, self.state.validators().digest),
+        )
+        for name, found, wanted in expected:
+            if found != wanted:
+                return f"the block's {name} is not this chain's"
+        return None if header.time_ns > self.tip_time_ns else "the block's time is not after its parent's"
+
+    def block_fault(self, block: Block) -> str | None:
+        """Return why a complete block cannot follow the tip, or None; signatures of bundles are checked elsewhere."""
+        return (
+            self.header_fault(block.header)
+            or limits_fault(block.bundles, self.genesis.parameters)
+            or bundles_fault(self.state, block.bundles)
+        )
+
+    def certificate_fault(self, block: Block, certificate: Certificate) -> str | None:
+        """Return why `certificate` does not commit `block` at the next height, or None."""
+        if certificate.kind is not Kind.FINALIZE or certificate.height != block.height:
+            return "the certificate is not a commit of this height"
+        if certificate.block != block.digest:
+            return "the certificate is for another block"
+        if not certificate.is_valid(self.state.validators(), self.genesis.digest, self._rules.verifier):
+            return "the certificate is not signed by a quorum"
+        return None
+
+    def append(self, block: Block, certificate: Certificate) -> tuple[list[Receipt], bytes]:
+        """Execute a checked block; returns its receipts and the row to store."""
+        receipts = execute(self.state, block, self._rules)
+        self.tip_digest = block.digest
+        self.tip_time_ns = block.header.time_ns
+        refused = tuple((i, receipt.reason) for i, receipt in enumerate(receipts) if not receipt.ok)
+        stored = StoredBlock(block.encoded, certificate.encoded, refused)
+        self._remember(block.height, stored)
+        return receipts, stored.encoded()
+
+    def _remember(self, height: int, stored: StoredBlock) -> None:
+        self._recent[height] = stored
+        if self._archive is not None and len(self._recent) > RECENT_BLOCKS_MAX:
+            self._recent.pop(next(iter(self._recent)))
+
+    def replay(self, rows: Iterable[tuple[bytes, bytes]]) -> None:
+        """Rebuild the state from the stored block table, in key order. Raises CorruptLedger."""
+        for key, row in rows:
+            height = self.height + 1
+            try:
+                self._replay_one(key, row)
+            except (MalformedEncoding, MalformedBlock) as error:
+                raise CorruptLedger(_corrupt(height, str(error))) from None
+
+    def _replay_one(self, key: bytes, row: bytes) -> None:
+        height = self.height + 1
+        stored = StoredBlock.decode(row)
+        block = Block.decode(stored.block, self.genesis.parameters)
+        certificate = Certificate.decode(stored.certificate)
+        fault = None if key == integer_key(height) else "it is not the next height"
+        fault = fault or self.block_fault(block)
+        if fault is None and (certificate.kind, certificate.block) != (Kind.FINALIZE, block.digest):
+            fault = "its certificate is for another block"
+        if fault is not None:
+            raise CorruptLedger(_corrupt(height, fault))
+        _, again = self.append(block, certificate)
+        if again != row:
+            raise CorruptLedger(_corrupt(height, "it executes differently than before"))
+
+    def stored_block(self, height: int) -> StoredBlock | None:
+        """Return a committed block's row, or None."""
+        stored = self._recent.get(height)
+        if stored is None and self._archive is not None and 1 <= height <= self.height:
+            row = self._archive.read(BLOCK_TABLE, integer_key(height))
+            stored = None if row is None else StoredBlock.decode(row)
+        return stored
+
+    def summary(self, height: int) -> dict[str, Any] | None:
+        """Return a committed block as a JSON-ready document, or None."""
+        stored = self.stored_block(height)
+        if stored is None:
+            return None
+        block = Block.decode(stored.block, self.genesis.parameters)
+        certificate = Certificate.decode(stored.certificate)
+        refused = dict(stored.refused)
+        bodies = [(bundle.sender, body) for bundle in block.bundles for body in bundle.transactions]
+        return {
+            "height": height,
+            "digest": block.digest.hex(),
+            "previous": block.header.previous.hex(),
+            "state_root_before": block.header.state_root.hex(),
+            "time_ns": block.header.time_ns,
+            "view": certificate.view,
+            "signers": certificate.indices(),
+            "bundles": [
+                {"sender": b.sender, "sequence": b.sequence, "transactions": len(b.transactions)} for b in block.bundles
+            ],
+            "transactions": [
+                transaction_document(sender, body, refused.get(i)) for i, (sender, body) in enumerate(bodies)
+            ],
+        }
+
+
+def transaction_document(sender: str, body: bytes, refused: str | None) -> dict[str, Any]:
+    """Return a transaction as a JSON-ready document, byte strings in hexadecimal."""
+    document: dict[str, Any] = {"id": transaction_id(body).hex(), "sender": sender, "ok": refused is None}
+    if refused is not None:
+        document["reason"] = refused
+    try:
+        transaction = decode(body)
+    except MalformedTransaction:
+        return document | {"kind": "malformed"}
+    members = {name: value.hex() if isinstance(value, bytes) else value for name, value in asdict(transaction).items()}
+    return document | {"kind": type(transaction).__name__, **members}
+
+
+def _corrupt(height: int, reason: str) -> str:
+    return (
+        f"the stored block of height {height} cannot be used: {reason}; "
+        "move the node's data directory away and start again: it catches up from its peers"
+    )

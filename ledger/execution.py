@@ -1,0 +1,216 @@
+"""The rules of the chain: what each transaction needs, what it changes, and the reason of every refusal.
+
+A pure function of (state, block). A refused transaction stays in its block with a receipt that names the rule; it
+changes nothing (SPEC 5). Carries SEED_MAP S0-B1 and S0-B4; key policies (S0-B3) join here.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+from ledger.block import Block
+from ledger.bundle import Bundle
+from ledger.encoding import pack
+from ledger.genesis import Genesis
+from ledger.merkle import leaf_digest, list_root
+from ledger.signatures import Verifier
+from ledger.state import KeyBlockState, SaeState, State
+from ledger.transactions import (
+    AlarmRaised,
+    Hop,
+    KeyBlockRecorded,
+    KeyDelivered,
+    MalformedTransaction,
+    SaeRegistered,
+    Transaction,
+    decode,
+)
+
+
+class Receipt(NamedTuple):
+    """What became of one transaction. `transaction` is None if its bytes are malformed; `reason` is "" if accepted."""
+
+    transaction: Transaction | None
+    transaction_id: bytes
+    sender: str
+    ok: bool
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """What the rules need besides the state: the chain's name, to check the signatures inside records."""
+
+    chain_id: str
+    genesis_digest: bytes
+    verifier: Verifier
+
+    @classmethod
+    def of(cls, genesis: Genesis, verifier: Verifier) -> "Rules":
+        """Return the rules of a chain."""
+        return cls(genesis.chain_id, genesis.digest, verifier)
+
+
+def bundles_fault(state: State, bundles: Sequence[Bundle]) -> str | None:
+    """Return why these bundles cannot follow `state` in this order, or None; part of block validity.
+
+    Every sender is a registered node, and its sequence numbers continue without a gap: each bundle executes at most
+    once and in its sender's order. Signatures are checked where bundles arrive.
+    """
+    following: dict[str, int] = {}
+    for bundle in bundles:
+        sender = state.node(bundle.sender)
+        if sender is None:
+            return f"bundle sender {bundle.sender!r} is not a node of this chain"
+        expected = following.get(bundle.sender, sender.sequence) + 1
+        if bundle.sequence != expected:
+            return f"bundle {bundle.sequence} of {bundle.sender} where {expected} is next"
+        following[bundle.sender] = expected
+    return None
+
+
+def execute(state: State, block: Block, rules: Rules) -> list[Receipt]:
+    """Apply a committed block to `state` and return the receipts in block order. About 15 µs a transaction."""
+    assert bundles_fault(state, block.bundles) is None, "a committed block was checked before"
+    state.begin(block.height)
+    receipts: list[Receipt] = []
+    for bundle in block.bundles:
+        for body in bundle.transactions:
+            receipts.append(_execute_one(state, rules, bundle.sender, body))
+        state.put_sequence(bundle.sender, bundle.sequence)
+    state.finish(block.digest, receipts_root(receipts))
+    return receipts
+
+
+def receipts_root(receipts: Sequence[Receipt]) -> bytes:
+    """Return the commitment to which transactions of a block were refused, and why."""
+    refused = [(i, receipt.reason) for i, receipt in enumerate(receipts) if not receipt.ok]
+    return list_root([leaf_digest(pack(each)) for each in refused])
+
+
+def _execute_one(state: State, rules: Rules, sender: str, body: bytes) -> Receipt:
+    transaction_id = leaf_digest(body)
+    try:
+        transaction = decode(body)
+    except MalformedTransaction as error:
+        return Receipt(None, transaction_id, sender, False, f"malformed: {error}")
+    reason = _RULES[type(transaction)](state, rules, sender, transaction, transaction_id)
+    return Receipt(transaction, transaction_id, sender, reason is None, reason or "")
+
+
+def _record_key_block(state: State, rules: Rules, sender: str, record: KeyBlockRecorded, tx_id: bytes) -> str | None:
+    link = state.link(record.link_id)
+    if link is None:
+        return f"key_block.link: {record.link_id} is not a link of this chain"
+    if sender not in (link.transmitter, link.receiver):
+        return f"key_block.sender: {sender} is not an end of {record.link_id}"
+    if record.block_number <= link.last_block_number:
+        return f"key_block.number: {record.block_number} is not above {link.last_block_number}"
+    if state.height > record.expiry_height:
+        return f"key_block.expired: height {state.height} is past {record.expiry_height}"
+    message = record.signing_bytes(rules.chain_id, rules.genesis_digest)
+    ends = ((link.transmitter, record.transmitter_signature), (link.receiver, record.receiver_signature))
+    for node_id, signature in ends:
+        node = state.node(node_id)
+        if node is None or not rules.verifier.verify(node.public_key, message, signature):
+            return f"key_block.signature: not signed by {node_id}"
+    state.put_link(
+        replace(
+            link,
+            alarmed=False,
+            alarm_reason="",
+            blocks_recorded=link.blocks_recorded + 1,
+            last_block_number=record.block_number,
+            last_qber_ppm=record.qber_ppm,
+            secret_bits=link.secret_bits + record.secret_bits,
+        )
+    )
+    state.put_key_block(
+        KeyBlockState(
+            link_id=record.link_id,
+            block_number=record.block_number,
+            height=state.height,
+            transaction_id=tx_id,
+            secret_bits=record.secret_bits,
+            qber_ppm=record.qber_ppm,
+            security_millibits=record.security_millibits,
+            commitment=record.commitment,
+        )
+    )
+    return None
+
+
+def _raise_alarm(state: State, rules: Rules, sender: str, alarm: AlarmRaised, tx_id: bytes) -> str | None:
+    link = state.link(alarm.link_id)
+    if link is None:
+        return f"alarm.link: {alarm.link_id} is not a link of this chain"
+    if alarm.reporter != sender:
+        return f"alarm.reporter: {alarm.reporter} is not the sender {sender}"
+    if sender not in (link.transmitter, link.receiver):
+        return f"alarm.sender: {sender} is not an end of {alarm.link_id}"
+    state.put_link(
+        replace(
+            link,
+            alarmed=True,
+            alarm_reason=alarm.reason,
+            alarms_raised=link.alarms_raised + 1,
+            last_qber_ppm=alarm.qber_ppm,
+        )
+    )
+    return None
+
+
+def _deliver_key(state: State, rules: Rules, sender: str, delivered: KeyDelivered, tx_id: bytes) -> str | None:
+    path = delivered.path
+    if sender != path[0]:
+        return f"delivery.sender: {sender} is not the first node of the path"
+    master, slave = state.sae(delivered.master_sae), state.sae(delivered.slave_sae)
+    if master is None or master.node_id != path[0]:
+        return f"delivery.master: {delivered.master_sae} is not registered at {path[0]}"
+    if slave is None or slave.node_id != path[-1]:
+        return f"delivery.slave: {delivered.slave_sae} is not registered at {path[-1]}"
+    if state.delivery(delivered.key_id) is not None:
+        return "delivery.key_id: this key was delivered before"
+    if reason := _hops_fault(state, path, delivered.hops, delivered.size_bits):
+        return reason
+    state.put_delivery(delivered.key_id, tx_id)
+    return None
+
+
+def _hops_fault(state: State, path: tuple[str, ...], hops: tuple[Hop, ...], size_bits: int) -> str | None:
+    """Each edge of the path is carried, in order, by recorded key bits of one of its links, `size_bits` at least."""
+    edge, carried = 0, 0
+    for link_id, block_number, offset_bits, hop_bits in hops:
+        link, block = state.link(link_id), state.key_block(link_id, block_number)
+        if link is None or block is None:
+            return f"delivery.hop: block {block_number} of {link_id} is not recorded"
+        if offset_bits + hop_bits > block.secret_bits:
+            return f"delivery.hop: block {block_number} of {link_id} has only {block.secret_bits} bits"
+        if carried >= size_bits and edge + 2 < len(path) and not link.joins(path[edge], path[edge + 1]):
+            edge, carried = edge + 1, 0
+        if edge + 1 >= len(path) or not link.joins(path[edge], path[edge + 1]):
+            return f"delivery.path: {link_id} does not carry the next step of the path"
+        carried += hop_bits
+    last_edge = max(len(path) - 2, 0)
+    if edge != last_edge or (len(path) > 1 and carried < size_bits):
+        return "delivery.path: the hops do not carry the key to the last node"
+    return None
+
+
+def _register_sae(state: State, rules: Rules, sender: str, registered: SaeRegistered, tx_id: bytes) -> str | None:
+    if registered.node_id != sender:
+        return f"sae.sender: {sender} cannot register an application for {registered.node_id}"
+    known = state.sae(registered.sae_id)
+    if known is not None and known.node_id != sender:
+        return f"sae.taken: {registered.sae_id} is registered at {known.node_id}"
+    state.put_sae(SaeState(registered.sae_id, sender))
+    return None
+
+
+_Rule = Callable[[State, Rules, str, Any, bytes], str | None]
+_RULES: dict[type[Transaction], _Rule] = {
+    KeyBlockRecorded: _record_key_block,
+    AlarmRaised: _raise_alarm,
+    KeyDelivered: _deliver_key,
+    SaeRegistered: _register_sae,
+}

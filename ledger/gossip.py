@@ -1,0 +1,62 @@
+"""Who is connected, and to whom a message of an origin is passed on.
+
+Every signed message is relayed once by every node, so that consensus works over any connected overlay. A neighbour
+that is known to be connected to the origin itself is spared, so that a full mesh relays nothing; a wrong claim harms
+only its maker, and the anti-entropy fills whatever a broken connection swallowed (SPEC 6.1).
+"""
+
+from collections.abc import Sequence
+
+from ledger.votes import bitmap_of, bits_of
+
+
+class Overlay:
+    """The direct neighbours and what they said of theirs."""
+
+    def __init__(self, node_id: str, node_ids: Sequence[str]) -> None:
+        self._node_id = node_id
+        self._node_ids = tuple(node_ids)
+        self._index = {name: i for i, name in enumerate(node_ids)}
+        self._adjacent: dict[str, frozenset[str]] = {}
+        self._lost: set[str] = set()
+
+    @property
+    def peers(self) -> list[str]:
+        """The connected neighbours, in a fixed order."""
+        return sorted(self._adjacent)
+
+    def is_up(self, peer: str) -> bool:
+        """Say whether `peer` is connected."""
+        return peer in self._adjacent
+
+    def is_lost(self, node_id: str) -> bool:
+        """Say whether `node_id` was connected and is gone."""
+        return node_id in self._lost
+
+    def connect(self, peer: str) -> None:
+        """Add a neighbour; until it says otherwise it is connected to nobody else."""
+        self._adjacent.setdefault(peer, frozenset())
+        self._lost.discard(peer)
+
+    def disconnect(self, peer: str) -> None:
+        """Remove a neighbour."""
+        if self._adjacent.pop(peer, None) is not None:
+            self._lost.add(peer)
+
+    def learn(self, peer: str, neighbours: bytes) -> None:
+        """Take a neighbour's own list of neighbours (bitmap of genesis indices)."""
+        if peer in self._adjacent:
+            names = [self._node_ids[i] for i in bits_of(neighbours) if i < len(self._node_ids)]
+            self._adjacent[peer] = frozenset(names)
+
+    def neighbours_bitmap(self) -> bytes:
+        """Return this node's list of neighbours."""
+        return bitmap_of([self._index[peer] for peer in self._adjacent if peer in self._index])
+
+    def targets(self, origin: str, received_from: str | None) -> list[str]:
+        """Return the neighbours that a message of `origin` goes to: all for an own one, else the uncovered."""
+        if origin == self._node_id:
+            return self.peers
+        return [
+            peer for peer in self.peers if peer not in (origin, received_from) and origin not in self._adjacent[peer]
+        ]

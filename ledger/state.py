@@ -1,0 +1,282 @@
+"""What the chain has agreed on, and its commitment: nodes, links, applications, key blocks, deliveries.
+
+Every entry is a (key, canonical value) pair of one Merkle trie, so that membership and absence can be proven against
+the root in a block header (SPEC 2.3). Changes collect during a block and are folded into the trie once. This module
+keeps and reads; which change a transaction makes is decided in `execution`.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+from ledger.encoding import as_integer, digest, integer_key, pack, unpack_array
+from ledger.genesis import Genesis
+from ledger.merkle import Node, TrieProof, trie_prove, trie_root, trie_update
+
+
+@dataclass(frozen=True, slots=True)
+class NodeState:
+    """A registered node; `sequence` is the number of its last committed bundle."""
+
+    node_id: str
+    public_key: bytes
+    validator: bool
+    sequence: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class LinkState:
+    """A link: its ends, whether an alarm is active, and what was recorded on it. `last_block_number` is −1 at first."""
+
+    link_id: str
+    transmitter: str
+    receiver: str
+    alarmed: bool = False
+    alarm_reason: str = ""
+    alarms_raised: int = 0
+    blocks_recorded: int = 0
+    last_block_number: int = -1
+    last_qber_ppm: int = 0
+    secret_bits: int = 0
+
+    def joins(self, one: str, other: str) -> bool:
+        """Say whether the two nodes are the ends of this link."""
+        return {one, other} == {self.transmitter, self.receiver}
+
+
+@dataclass(frozen=True, slots=True)
+class SaeState:
+    """An application and the node that serves it."""
+
+    sae_id: str
+    node_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class KeyBlockState:
+    """A recorded block of key; `transaction_id` names the full record in the block of `height`."""
+
+    link_id: str
+    block_number: int
+    height: int
+    transaction_id: bytes
+    secret_bits: int
+    qber_ppm: int
+    security_millibits: int
+    commitment: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Validators:
+    """The voting nodes of one height, in the order of the state; leaders rotate over it (SPEC 4)."""
+
+    node_ids: tuple[str, ...]
+    public_keys: tuple[bytes, ...]
+
+    @property
+    def quorum(self) -> int:
+        """The number of distinct validators that decides: n − ⌊(n−1)/3⌋."""
+        return len(self.node_ids) - self.faulty_max
+
+    @property
+    def faulty_max(self) -> int:
+        """How many of them may be faulty: ⌊(n−1)/3⌋."""
+        return (len(self.node_ids) - 1) // 3
+
+    @property
+    def digest(self) -> bytes:
+        """The validator-set hash that enters headers and statements."""
+        return digest("qnode/validators/1", self.node_ids, self.public_keys)
+
+    def leader(self, height: int, view: int) -> str:
+        """Return the leader of a view: V[(height + view) mod n]."""
+        return self.node_ids[(height + view) % len(self.node_ids)]
+
+
+# ---- keys of entries; the first byte is the kind
+
+
+def node_key(node_id: str) -> bytes:
+    """Key of a node's entry."""
+    return b"n" + pack(node_id)
+
+
+def link_key(link_id: str) -> bytes:
+    """Key of a link's entry."""
+    return b"l" + pack(link_id)
+
+
+def sae_key(sae_id: str) -> bytes:
+    """Key of an application's entry."""
+    return b"s" + pack(sae_id)
+
+
+def key_block_key(link_id: str, block_number: int) -> bytes:
+    """Key of a key block's entry."""
+    return b"b" + integer_key(block_number) + pack(link_id)
+
+
+def delivery_key(key_id: bytes) -> bytes:
+    """Key of a delivery's entry."""
+    return b"d" + key_id
+
+
+CHAIN_KEY = b"c"
+
+
+class State:
+    """The state after `height`; mutable, one per replica. Older roots stay provable through `previous`."""
+
+    def __init__(self, genesis: Genesis) -> None:
+        self.height = 0
+        self._nodes: dict[str, NodeState] = {}
+        self._links: dict[str, LinkState] = {}
+        self._saes: dict[str, SaeState] = {}
+        self._key_blocks: dict[tuple[str, int], KeyBlockState] = {}
+        self._deliveries: dict[bytes, bytes] = {}
+        self._changes: dict[bytes, bytes | None] = {}
+        self._trie: Node | None = None
+        self._previous_trie: Node | None = None
+        self._validators: Validators | None = None
+        for node in genesis.nodes:
+            self.put_node(NodeState(node.node_id, node.public_key, node.validator))
+        for link in genesis.links:
+            self.put_link(LinkState(link.link_id, link.transmitter, link.receiver))
+        for sae in genesis.saes:
+            self.put_sae(SaeState(sae.sae_id, sae.node_id))
+        self._fold()
+
+    # ---- reading
+
+    @property
+    def root(self) -> bytes:
+        """The commitment to every entry after `height`."""
+        return trie_root(self._trie)
+
+    @property
+    def previous_root(self) -> bytes:
+        """The commitment after `height` − 1: the one in the header of `height`."""
+        return trie_root(self._previous_trie)
+
+    def node(self, node_id: str) -> NodeState | None:
+        """Return a node, or None."""
+        return self._nodes.get(node_id)
+
+    def link(self, link_id: str) -> LinkState | None:
+        """Return a link, or None."""
+        return self._links.get(link_id)
+
+    def sae(self, sae_id: str) -> SaeState | None:
+        """Return an application, or None."""
+        return self._saes.get(sae_id)
+
+    def key_block(self, link_id: str, block_number: int) -> KeyBlockState | None:
+        """Return a recorded key block, or None."""
+        return self._key_blocks.get((link_id, block_number))
+
+    def delivery(self, key_id: bytes) -> tuple[int, bytes] | None:
+        """Return (height, transaction id) of a delivered key, or None."""
+        value = self._deliveries.get(key_id)
+        if value is None:
+            return None
+        height, transaction_id = unpack_array(value, 2)
+        return as_integer(height), transaction_id
+
+    def nodes(self) -> Iterator[NodeState]:
+        """Iterate over the nodes in their order of registration."""
+        return iter(self._nodes.values())
+
+    def links(self) -> Iterator[LinkState]:
+        """Iterate over the links in their order of registration."""
+        return iter(self._links.values())
+
+    def saes(self) -> Iterator[SaeState]:
+        """Iterate over the applications in their order of registration."""
+        return iter(self._saes.values())
+
+    def counts(self) -> dict[str, int]:
+        """Return how many entries of each kind there are."""
+        return {
+            "nodes": len(self._nodes),
+            "links": len(self._links),
+            "saes": len(self._saes),
+            "key_blocks": len(self._key_blocks),
+            "deliveries": len(self._deliveries),
+        }
+
+    def validators(self) -> Validators:
+        """Return the validators of height + 1: a function of this state alone."""
+        if self._validators is None:
+            voting = [node for node in self._nodes.values() if node.validator]
+            self._validators = Validators(tuple(n.node_id for n in voting), tuple(n.public_key for n in voting))
+        return self._validators
+
+    def prove(self, key: bytes, previous: bool = False) -> TrieProof:
+        """Return the proof that `key` is or is not an entry of `root` (or of `previous_root`)."""
+        return trie_prove(self._previous_trie if previous else self._trie, key)
+
+    # ---- changing; only `execution` calls these
+
+    def put_node(self, node: NodeState) -> None:
+        """Set a node's entry."""
+        self._nodes[node.node_id] = node
+        self._validators = None
+        value = (node.node_id, node.public_key, int(node.validator), node.sequence)
+        self._changes[node_key(node.node_id)] = pack(value)
+
+    def put_sequence(self, node_id: str, sequence: int) -> None:
+        """Set the number of a node's last bundle."""
+        validators = self._validators
+        self.put_node(replace(self._nodes[node_id], sequence=sequence))
+        self._validators = validators
+
+    def put_link(self, link: LinkState) -> None:
+        """Set a link's entry."""
+        self._links[link.link_id] = link
+        self._changes[link_key(link.link_id)] = pack(
+            (
+                *(link.link_id, link.transmitter, link.receiver),
+                *(int(link.alarmed), link.alarm_reason, link.alarms_raised),
+                *(link.blocks_recorded, link.last_block_number + 1, link.last_qber_ppm, link.secret_bits),
+            )
+        )
+
+    def put_sae(self, sae: SaeState) -> None:
+        """Set an application's entry."""
+        self._saes[sae.sae_id] = sae
+        self._changes[sae_key(sae.sae_id)] = pack((sae.sae_id, sae.node_id))
+
+    def put_key_block(self, block: KeyBlockState) -> None:
+        """Set a key block's entry."""
+        self._key_blocks[block.link_id, block.block_number] = block
+        self._changes[key_block_key(block.link_id, block.block_number)] = key_block_value(block)
+
+    def put_delivery(self, key_id: bytes, transaction_id: bytes) -> None:
+        """Set a delivery's entry."""
+        value = pack((self.height, transaction_id))
+        self._deliveries[key_id] = value
+        self._changes[delivery_key(key_id)] = value
+
+    def begin(self, height: int) -> None:
+        """Start on the block of `height`, which must be the next."""
+        assert height == self.height + 1 and not self._changes, (height, self.height)
+        self.height = height
+
+    def finish(self, block_digest: bytes, receipts_root: bytes) -> None:
+        """Fold the changes of the block into the trie."""
+        self._changes[CHAIN_KEY] = pack((self.height, block_digest, receipts_root))
+        self._fold()
+
+    def _fold(self) -> None:
+        self._previous_trie = self._trie
+        self._trie = trie_update(self._trie, self._changes)
+        self._changes = {}
+
+
+def key_block_value(block: KeyBlockState) -> bytes:
+    """Return the canonical value of a key block's entry."""
+    return pack(
+        (
+            *(block.link_id, block.block_number, block.height, block.transaction_id, block.secret_bits),
+            *(block.qber_ppm, block.security_millibits, block.commitment),
+        )
+    )

@@ -1,0 +1,216 @@
+"""The records of the chain and their canonical bytes: what a transaction says, not whether it is accepted.
+
+Each record checks its own ranges on construction; `execution` decides what the state allows. Only commitments and sizes
+of keys are ever recorded, never key bits (SEED_MAP S0-B4). Formats are pinned by tests/data; a change is a new kind.
+"""
+
+from dataclasses import dataclass, fields
+from typing import Any, ClassVar
+
+from ledger.encoding import (
+    MalformedEncoding,
+    as_array,
+    as_bytes,
+    as_integer,
+    as_text,
+    digest,
+    pack,
+    unpack,
+)
+from ledger.genesis import NAME_LENGTH_MAX
+from ledger.merkle import leaf_digest
+from ledger.signatures import SIGNATURE_SIZE_BYTES
+
+COMMITMENT_SIZE_BYTES = 32
+KEY_ID_SIZE_BYTES = 16
+REASON_LENGTH_MAX = 64
+PATH_NODES_MAX = 64
+"""Nodes of a relay path: far beyond any sensible chain of trusted nodes; bounds the work of one record."""
+HOPS_MAX = 256
+PPM = 1_000_000
+
+
+class MalformedTransaction(ValueError):
+    """A transaction that breaks its format or its own ranges."""
+
+
+@dataclass(frozen=True, slots=True)
+class KeyBlockRecorded:
+    """Both ends of a link distilled a block of key (S0-B1): sizes, quality, and a commitment that reveals nothing.
+
+    `authentication_bits` is the key consumed for authentication, `security_millibits` floor(−1000·log2 ε). The record
+    is accepted up to `expiry_height`, when both link ends' node keys signed `signing_bytes`.
+    """
+
+    KIND: ClassVar[int] = 1
+
+    link_id: str
+    block_number: int
+    pulses: int
+    detections: int
+    sifted_bits: int
+    sample_bits: int
+    qber_ppm: int
+    leaked_bits: int
+    verification_bits: int
+    authentication_bits: int
+    secret_bits: int
+    security_millibits: int
+    proof: str
+    method: str
+    commitment: bytes
+    expiry_height: int
+    transmitter_signature: bytes
+    receiver_signature: bytes
+
+    def __post_init__(self) -> None:
+        _check_name("link_id", self.link_id)
+        for name in _KEY_BLOCK_COUNTS:
+            _check_integer(name, getattr(self, name))
+        _check(self.qber_ppm <= PPM, f"qber_ppm exceeds {PPM}")
+        _check(self.detections <= self.pulses, "detections exceeds pulses")
+        _check(self.sifted_bits <= self.detections, "sifted_bits exceeds detections")
+        _check(self.sample_bits <= self.sifted_bits, "sample_bits exceeds sifted_bits")
+        _check(self.secret_bits <= self.sifted_bits - self.sample_bits, "secret_bits exceeds the bits that were kept")
+        _check_name("proof", self.proof)
+        _check_name("method", self.method)
+        _check_bytes("commitment", self.commitment, COMMITMENT_SIZE_BYTES)
+        _check_bytes("transmitter_signature", self.transmitter_signature, SIGNATURE_SIZE_BYTES)
+        _check_bytes("receiver_signature", self.receiver_signature, SIGNATURE_SIZE_BYTES)
+
+    def signing_bytes(self, chain_id: str, genesis_digest: bytes) -> bytes:
+        """Return what both ends sign: every member but the signatures, bound to this chain and this purpose."""
+        values = tuple(getattr(self, name) for name in _KEY_BLOCK_SIGNED)
+        return digest("qnode/key block/1", chain_id, genesis_digest, values)
+
+
+@dataclass(frozen=True, slots=True)
+class AlarmRaised:
+    """An end of a link reports that a block was aborted, and why (`qber`, `authentication`, …)."""
+
+    KIND: ClassVar[int] = 2
+
+    link_id: str
+    block_number: int
+    reason: str
+    qber_ppm: int
+    reporter: str
+
+    def __post_init__(self) -> None:
+        _check_name("link_id", self.link_id)
+        _check_integer("block_number", self.block_number)
+        _check_name("reason", self.reason, REASON_LENGTH_MAX)
+        _check_integer("qber_ppm", self.qber_ppm)
+        _check(self.qber_ppm <= PPM, f"qber_ppm exceeds {PPM}")
+        _check_name("reporter", self.reporter)
+
+
+Hop = tuple[str, int, int, int]
+"""(link_id, block_number, offset_bits, size_bits): the stretch of a key block that carried a key over one link."""
+
+
+@dataclass(frozen=True, slots=True)
+class KeyDelivered:
+    """A key was reserved for two applications; `hops` name, in path order, the key-block bits that carried it."""
+
+    KIND: ClassVar[int] = 3
+
+    key_id: bytes
+    master_sae: str
+    slave_sae: str
+    size_bits: int
+    path: tuple[str, ...]
+    hops: tuple[Hop, ...]
+
+    def __post_init__(self) -> None:
+        _check_bytes("key_id", self.key_id, KEY_ID_SIZE_BYTES)
+        _check_name("master_sae", self.master_sae)
+        _check_name("slave_sae", self.slave_sae)
+        _check_integer("size_bits", self.size_bits)
+        _check(self.size_bits > 0, "size_bits is 0")
+        _check(type(self.path) is tuple and 1 <= len(self.path) <= PATH_NODES_MAX, f"path: 1 to {PATH_NODES_MAX} nodes")
+        for node_id in self.path:
+            _check_name("a node of path", node_id)
+        _check(len(set(self.path)) == len(self.path), "path visits a node twice")
+        _check(type(self.hops) is tuple and len(self.hops) <= HOPS_MAX, f"hops: at most {HOPS_MAX}")
+        for hop in self.hops:
+            _check(type(hop) is tuple and len(hop) == 4, "a hop is (link_id, block_number, offset_bits, size_bits)")
+            _check_name("a hop's link_id", hop[0])
+            _check_integer("a hop's block_number", hop[1])
+            _check_integer("a hop's offset_bits", hop[2])
+            _check_integer("a hop's size_bits", hop[3])
+            _check(hop[3] > 0, "a hop's size_bits is 0")
+
+
+@dataclass(frozen=True, slots=True)
+class SaeRegistered:
+    """A node takes on an application; the node must be the sender."""
+
+    KIND: ClassVar[int] = 4
+
+    sae_id: str
+    node_id: str
+
+    def __post_init__(self) -> None:
+        _check_name("sae_id", self.sae_id)
+        _check_name("node_id", self.node_id)
+
+
+Transaction = KeyBlockRecorded | AlarmRaised | KeyDelivered | SaeRegistered
+KINDS: dict[int, type[Transaction]] = {
+    kind.KIND: kind for kind in (KeyBlockRecorded, AlarmRaised, KeyDelivered, SaeRegistered)
+}
+_MEMBERS: dict[int, tuple[str, ...]] = {kind: tuple(f.name for f in fields(cls)) for kind, cls in KINDS.items()}
+_KEY_BLOCK_SIGNED = _MEMBERS[KeyBlockRecorded.KIND][:-2]
+_KEY_BLOCK_COUNTS = tuple(f.name for f in fields(KeyBlockRecorded) if f.type is int)
+
+
+def encode(transaction: Transaction) -> bytes:
+    """Return the canonical bytes: an array of the kind and the members in their order."""
+    return pack((transaction.KIND, *(getattr(transaction, name) for name in _MEMBERS[transaction.KIND])))
+
+
+def decode(data: bytes) -> Transaction:
+    """Return the record of canonical bytes. Raises MalformedTransaction, and nothing else."""
+    try:
+        members: tuple[Any, ...] = as_array(unpack(data))
+        record = KINDS.get(members[0]) if members and type(members[0]) is int else None
+        if record is None:
+            raise MalformedTransaction("unknown kind")
+        if len(members) != len(_MEMBERS[record.KIND]) + 1:
+            raise MalformedTransaction(f"a {record.__name__} has {len(_MEMBERS[record.KIND])} members")
+        return record(*members[1:])
+    except MalformedEncoding as error:
+        raise MalformedTransaction(str(error)) from None
+
+
+def transaction_id(encoded: bytes) -> bytes:
+    """Return the 32-byte name of an encoded transaction: its leaf digest in its bundle's Merkle tree."""
+    return leaf_digest(encoded)
+
+
+def _check(condition: bool, reason: str) -> None:
+    if not condition:
+        raise MalformedTransaction(reason)
+
+
+def _check_name(name: str, value: Any, length_max: int = NAME_LENGTH_MAX) -> None:
+    if type(value) is not str or not 1 <= len(value) <= length_max:
+        _refuse(as_text, name, value, length_max)
+
+
+def _check_integer(name: str, value: Any) -> None:
+    if type(value) is not int or not 0 <= value < 2**63:
+        _refuse(as_integer, name, value)
+
+
+def _check_bytes(name: str, value: Any, size_bytes: int) -> None:
+    if type(value) is not bytes or len(value) != size_bytes:
+        _refuse(as_bytes, name, value, size_bytes)
+
+
+def _refuse(check: Any, name: str, *arguments: Any) -> None:
+    try:
+        check(*arguments)
+    except MalformedEncoding as error:
+        raise MalformedTransaction(f"{name}: {error}") from None
