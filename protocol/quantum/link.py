@@ -176,6 +176,11 @@ class Transmitter:
             raise ParameterError(f"choices are known for the {self._pulse_count} pulses of the last emission only")
         return self._generator.choices(positions)
 
+    @property
+    def incoming_photons_per_pulse(self) -> float:
+        """Return what the watch detector at Alice's output sees come in: nothing but for a Trojan-horse attack."""
+        return 0.0 if self.attack is None else self.attack.probe_photons
+
     def _begin(self, pulse_count: int) -> Iterator[_light.Light]:
         self._generator = ChoiceGenerator(self._parameters.source, self._entropy.take(32))
         self._pulse_count = pulse_count
@@ -266,6 +271,12 @@ class Receiver:
         self._basis_threshold = self._detector.basis_threshold()
         self._carry = emulation.fresh_carry()
         self._next_position = 0
+        self._photocurrent = False
+
+    @property
+    def photocurrent(self) -> bool:
+        """Return whether the last frame drove a continuous photocurrent: bright light, which single photons never do."""
+        return self._photocurrent
 
     def measure(self, light: bytes) -> Detections:
         """Measure one frame of light and return what the detectors registered in its range of pulses.
@@ -278,6 +289,7 @@ class Receiver:
         if arrived.first != self._next_position or arrived.first == 0:
             self._carry = emulation.fresh_carry()
         self._next_position = arrived.first + arrived.pulse_count
+        self._photocurrent = arrived.blinding
         positions, tags = arrived.offsets + np.uint64(arrived.first), arrived.tags
         if not arrived.blinding:
             positions, tags = merge(positions, tags, *self._dark_counts(arrived.first, self._next_position))
