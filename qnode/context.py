@@ -17,26 +17,22 @@ JobHandler = Callable[[Any, BaseException | None], None]
 
 
 class Context:
-    """The effects of the current step, the jobs under way, and what is injected."""
+    """The effects of the current step, the jobs under way, and what is injected.
 
-    def __init__(self, node_id: str, entropy: Entropy, jitter: random.Random, wall_offset_ns: int) -> None:
-        """`wall_offset_ns` is what to add to the step's monotonic time to get nanoseconds since 1970."""
+    `now_ns` is the step's time: nanoseconds since 1970 as the node believed at its start, monotonic since.
+    """
+
+    def __init__(self, node_id: str, entropy: Entropy, jitter: random.Random) -> None:
         self.node_id = node_id
         self.entropy = entropy
         self.jitter = jitter
         self.now_ns = 0
         self.height = 0
         self.connected: dict[str, None] = {}  # peers, in the order of connection
-        self._wall_offset_ns = wall_offset_ns
         self._effects: list[Effect] = []
         self._transactions: list[Transaction] = []
         self._jobs: dict[int, JobHandler] = {}
         self._jobs_begun = 0
-
-    @property
-    def wall_ns(self) -> int:
-        """Nanoseconds since 1970, as this node believes."""
-        return self.now_ns + self._wall_offset_ns
 
     def begin(self, now_ns: int) -> None:
         """Start a step; time never runs backwards for the node."""

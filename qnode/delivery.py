@@ -24,7 +24,7 @@ from qnode.inputs import (
     StatusAnswer,
 )
 from qnode.keystore import KeyStore
-from qnode.relay import Relay, Transferred, TransferFailed
+from qnode.relay import Relay, TransferFailed, Transferred
 
 NOT_FOUND = RequestError(400, "one or more keys specified are not found on KME")
 """Fixed by the standard; the same for keys of others and for keys that never were, so that nobody can probe."""

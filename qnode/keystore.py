@@ -101,7 +101,7 @@ class HeldKey:
     key: KeyMaterial
     master_sae: str
     waiting_saes: tuple[str, ...]
-    expires_wall_ns: int
+    expires_ns: int
 
 
 @dataclass(slots=True)
@@ -262,9 +262,9 @@ class KeyStore:
             writes.append(self._held_write(held) if held.waiting_saes else self._destroy_held(held))
         return delivered, writes
 
-    def expire_held(self, wall_ns: int) -> list[Write]:
+    def expire_held(self, now_ns: int) -> list[Write]:
         """Destroy held keys that nobody fetched in time."""
-        return [self._destroy_held(held) for held in list(self._held.values()) if held.expires_wall_ns <= wall_ns]
+        return [self._destroy_held(held) for held in list(self._held.values()) if held.expires_ns <= now_ns]
 
     # ---- storage
 
@@ -291,7 +291,7 @@ class KeyStore:
         return Put(MARK_TABLE, block_key(link_id, block_number), value)
 
     def _held_write(self, held: HeldKey) -> Put:
-        secret = msgpack.packb([held.key.reveal(), held.master_sae, list(held.waiting_saes), held.expires_wall_ns])
+        secret = msgpack.packb([held.key.reveal(), held.master_sae, list(held.waiting_saes), held.expires_ns])
         return Put(HELD_TABLE, held.key_id, self._vault.seal(HELD_TABLE, held.key_id, secret))
 
     def _destroy_held(self, held: HeldKey) -> Delete:

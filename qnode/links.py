@@ -268,6 +268,10 @@ class Link:
             "warning", "key block refused by the chain", link=self.link_id, block=record.block_number, reason=reason
         )
 
+    def forget_unrecorded(self, block_number: int) -> None:
+        """The record of this block has expired."""
+        self._unrecorded.pop(block_number, None)
+
     def set_attack(self, kind: str | None, parameters: Mapping[str, float]) -> None:
         """Put an eavesdropper on the emulated channel, from the next emission on. Raises ParameterError."""
         physics = self._eavesdropper_physics

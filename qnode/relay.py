@@ -229,7 +229,7 @@ class Relay:
         if not served or master is None or master.node_id != message.path[0]:
             self._answer(peer, message.transfer_id, f"{self._context.node_id}: an SAE is served elsewhere")
             return
-        expires = self._context.wall_ns + HELD_LIFETIME_NS
+        expires = self._context.now_ns + HELD_LIFETIME_NS
         size = message.size_bytes
         held = [
             HeldKey(

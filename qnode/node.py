@@ -1,0 +1,353 @@
+"""The heart of the daemon: one deterministic state machine, `step(now_ns, input) → effects`.
+
+It owns no decision of its own: it hands each input to the part that does (the chain's replica, the links, the relay,
+the delivery), translates what they return, and passes on what one part's news means to the others. The driver is its
+only caller.
+"""
+
+import random
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import numpy as np
+
+from ledger import inputs as ledger_inputs
+from ledger import outputs as ledger_outputs
+from ledger.genesis import Genesis
+from ledger.replica import Replica, ReplicaSettings
+from ledger.signatures import Signer, Verifier
+from ledger.state import State
+from ledger.transactions import KeyBlockRecorded, Transaction
+from protocol.entropy import Entropy
+from protocol.parameters import ParameterError
+from qnode import wire
+from qnode.context import Context
+from qnode.delivery import Delivery, DeliveryLimits
+from qnode.effects import Delete, Disconnect, Effect, Put, Respond, SendTo, TrafficClass
+from qnode.inputs import (
+    DocumentAnswer,
+    FrameReceived,
+    GetBlocks,
+    GetKeys,
+    GetKeysWithIds,
+    GetNodeStatus,
+    GetStatus,
+    Input,
+    JobDone,
+    PeerConnected,
+    PeerLost,
+    Request,
+    Requested,
+    RequestError,
+    SetAttack,
+    SubmitTransactions,
+    Ticked,
+)
+from qnode.keystore import RECEIVER, TRANSMITTER, KeyStore
+from qnode.links import Link, LinkConfiguration, LinkServices
+from qnode.relay import Relay
+from qnode.vault import Vault
+
+FAULTS_MAX: Final = 3
+"""Faults after which a peer is disconnected (and kept away for a while by the transport): one may be an old version's
+message, three in a connection are a broken or hostile peer."""
+
+HOUSEKEEPING_NS: Final = 1_000_000_000
+"""How often expired keys are looked for."""
+
+BLOCKS_PER_REQUEST_MAX: Final = 1000
+
+Stored = Mapping[str, list[tuple[bytes, bytes]]]
+
+
+@dataclass(frozen=True, slots=True)
+class NodeSetup:
+    """Everything a node is given at its birth; nothing else reaches it but inputs."""
+
+    node_id: str
+    genesis: Genesis
+    identity_seed: bytes = field(repr=False)
+    signer: Signer
+    verifier: Verifier
+    entropy: Entropy
+    jitter: random.Random
+    physics: Callable[[str], np.random.Generator]
+    links: tuple[LinkConfiguration, ...]
+    limits: DeliveryLimits
+    replica: ReplicaSettings = field(default_factory=ReplicaSettings)
+
+
+class Node:
+    """One node. `stored` is what the effects `Put` and `Delete` have left, per table, in key order."""
+
+    def __init__(self, setup: NodeSetup, stored: Stored, now_ns: int) -> None:
+        self._setup = setup
+        self._context = Context(setup.node_id, setup.entropy, setup.jitter)
+        self._context.begin(now_ns)
+        self._started_ns = now_ns
+        self._replica = Replica(
+            genesis=setup.genesis,
+            node_id=setup.node_id,
+            signer=setup.signer,
+            verifier=setup.verifier,
+            settings=setup.replica,
+            jitter=setup.jitter,
+            stored=stored,
+        )
+        vault = Vault(setup.identity_seed, setup.entropy)
+        roles = {link.link_id: TRANSMITTER if link.transmitter == setup.node_id else RECEIVER for link in setup.links}
+        self._keys = KeyStore(vault, roles, stored)
+        services = LinkServices(
+            self._context,
+            self._keys,
+            setup.genesis,
+            setup.signer,
+            setup.verifier,
+            vault,
+            setup.physics,
+            self._is_alarmed,
+        )
+        self._links = {link.link_id: Link(link, services, stored) for link in setup.links}
+        by_neighbour: dict[str, tuple[str, ...]] = {}
+        for link in self._links.values():
+            by_neighbour[link.peer] = (*by_neighbour.get(link.peer, ()), link.link_id)
+        self._relay = Relay(self._context, self._keys, lambda: self._replica.state, by_neighbour)
+        self._delivery = Delivery(self._context, self._keys, self._relay, lambda: self._replica.state, setup.limits)
+        self._faults: dict[str, int] = {}
+        self._fault_count = 0
+        self._tokens = 0
+        self._submitters: dict[int, int] = {}  # token → request that waits for its admission
+        self._housekeeping_ns = now_ns + HOUSEKEEPING_NS
+        self._tell_replica(ledger_inputs.Started())
+        self._settle()
+
+    @property
+    def state(self) -> State:
+        """The chain's state as this node has executed it; read only."""
+        return self._replica.state
+
+    def take_birth_effects(self) -> list[Effect]:
+        """Return what the construction wants done; call once, before the first step."""
+        return self._context.take()
+
+    def step(self, now_ns: int, happened: Input) -> list[Effect]:
+        """Let one thing happen and return what is to be done about it. Never raises for what others did."""
+        self._context.begin(now_ns)
+        match happened:
+            case FrameReceived(peer, frame):
+                self._frame(peer, frame)
+            case JobDone(job_id, result, error):
+                self._context.finish_job(job_id, result, error)
+            case PeerConnected(peer):
+                self._faults[peer] = 0
+                self._context.connected[peer] = None
+                self._tell_replica(ledger_inputs.PeerUp(peer))
+            case PeerLost(peer):
+                self._peer_lost(peer)
+            case Requested(request_id, request):
+                self._request(request_id, request)
+            case Ticked():
+                pass
+        self._tick()
+        self._settle()
+        return self._context.take()
+
+    def next_deadline_ns(self) -> int:
+        """When `step` must be called with `Ticked` unless something happens before."""
+        deadlines = [self._housekeeping_ns, self._replica.next_deadline_ns(), self._relay.next_deadline_ns()]
+        deadlines += [link.next_deadline_ns() for link in self._links.values()]
+        return min(deadline for deadline in deadlines if deadline is not None)
+
+    # ---- time
+
+    def _tick(self) -> None:
+        now_ns = self._context.now_ns
+        deadline = self._replica.next_deadline_ns()
+        if deadline is not None and deadline <= now_ns:
+            self._tell_replica(ledger_inputs.TimePassed())
+        self._relay.tick()
+        for link in self._links.values():
+            link.tick()
+        if now_ns >= self._housekeeping_ns:
+            self._housekeeping_ns = now_ns + HOUSEKEEPING_NS
+            self._context.write(self._keys.expire_held(now_ns))
+
+    def _settle(self) -> None:
+        """Hand records that came up in this step to the chain, until none is left."""
+        while transactions := self._context.take_transactions():
+            self._submit(tuple(transactions))
+
+    def _submit(self, transactions: tuple[Transaction, ...]) -> None:
+        self._tokens += 1
+        self._tell_replica(ledger_inputs.TransactionsSubmitted(self._tokens, transactions))
+
+    # ---- peers
+
+    def _peer_lost(self, peer: str) -> None:
+        self._context.connected.pop(peer, None)
+        self._tell_replica(ledger_inputs.PeerDown(peer))
+        self._relay.peer_lost(peer)
+        for link in self._links.values():
+            if link.peer == peer:
+                link.peer_lost()
+
+    def _frame(self, peer: str, data: bytes) -> None:
+        frame = wire.decode(data)
+        fault: wire.PeerFault | None = None
+        match frame:
+            case wire.PeerFault():
+                fault = frame
+            case wire.LedgerFrame(payload):
+                self._tell_replica(ledger_inputs.MessageReceived(peer, payload))
+            case wire.SessionFrame() | wire.LightFrame() | wire.SessionRefused():
+                fault = self._link_frame(peer, frame)
+            case wire.KeyTransfer():
+                fault = self._relay.transfer_received(peer, frame)
+            case wire.KeyTransferred():
+                self._relay.transferred(peer, frame)
+            case wire.PathProbe():
+                fault = self._relay.probe_received(peer, frame)
+            case wire.PathProbed():
+                self._relay.probed(frame)
+        if fault is not None:
+            self._fault(peer, fault.reason)
+
+    def _link_frame(
+        self, peer: str, frame: wire.SessionFrame | wire.LightFrame | wire.SessionRefused
+    ) -> wire.PeerFault | None:
+        link = self._links.get(frame.link_id)
+        if link is None or link.peer != peer:
+            return wire.PeerFault(f"a message for the link {frame.link_id!r}, which does not join us")
+        match frame:
+            case wire.SessionFrame():
+                link.session_frame(frame)
+            case wire.LightFrame():
+                link.light_frame(frame)
+            case wire.SessionRefused():
+                link.refused(frame)
+        return None
+
+    def _fault(self, peer: str, reason: str) -> None:
+        """Count what no correct node does; three times and the connection ends."""
+        self._fault_count += 1
+        self._faults[peer] = self._faults.get(peer, 0) + 1
+        self._context.log("warning", "peer fault", peer=peer, reason=reason, count=self._faults[peer])
+        if self._faults[peer] >= FAULTS_MAX:
+            self._faults[peer] = 0
+            self._context.do(Disconnect(peer, reason))
+
+    # ---- the chain
+
+    def _is_alarmed(self, link_id: str) -> bool:
+        link = self._replica.state.link(link_id)
+        return link is not None and link.alarmed
+
+    def _tell_replica(self, happened: ledger_inputs.Input) -> None:
+        for output in self._replica.step(self._context.now_ns, happened):
+            self._replica_output(output)
+
+    def _replica_output(self, output: ledger_outputs.Output) -> None:
+        context = self._context
+        match output:
+            case ledger_outputs.Store(table, key, value):
+                context.do(Put(table, key, value))
+            case ledger_outputs.Erase(table, key):
+                context.do(Delete(table, key))
+            case ledger_outputs.SendMessage(peer, payload, urgent, after_sync):
+                traffic = TrafficClass.CONSENSUS if urgent else TrafficClass.GOSSIP
+                context.do(SendTo(peer, traffic, wire.encode(wire.LedgerFrame(payload)), after_sync))
+            case ledger_outputs.BlockCommitted():
+                self._committed(output)
+            case ledger_outputs.TransactionsAdmitted(token):
+                self._admitted(token, None)
+            case ledger_outputs.TransactionsRefused(token, reason):
+                self._admitted(token, reason)
+            case ledger_outputs.PeerFaulted(peer, reason):
+                self._fault(peer, reason)
+            case ledger_outputs.Noted(level, event, fields):
+                context.log(level, event, **dict(fields))
+
+    def _admitted(self, token: int, reason: str | None) -> None:
+        request_id = self._submitters.pop(token, None)
+        if request_id is None:
+            if reason is not None:
+                self._context.log("error", "own records refused by the mempool", reason=reason)
+        elif reason is None:
+            self._context.do(Respond(request_id, DocumentAnswer({"admitted": True})))
+        else:
+            self._context.do(Respond(request_id, RequestError(503, reason)))
+
+    def _committed(self, news: ledger_outputs.BlockCommitted) -> None:
+        """A block is final: key blocks of this node's links become available, expired ones are destroyed."""
+        self._context.height = news.height
+        for receipt in news.receipts:
+            record = receipt.transaction
+            if not isinstance(record, KeyBlockRecorded) or record.link_id not in self._links:
+                continue
+            link = self._links[record.link_id]
+            if receipt.ok:
+                link.recorded(record)
+            elif link.role == TRANSMITTER:
+                link.refused_by_chain(record, receipt.reason)
+        for link_id, block_number, expiry_height in self._keys.pending_blocks():
+            if expiry_height < news.height:
+                self._context.write(self._keys.discard(link_id, block_number))
+                self._links[link_id].forget_unrecorded(block_number)
+
+    # ---- requests
+
+    def _request(self, request_id: int, request: Request) -> None:
+        match request:
+            case GetStatus() | GetKeys() | GetKeysWithIds():
+                self._delivery.handle(request_id, request)
+            case SubmitTransactions(transactions):
+                self._tokens += 1
+                self._submitters[self._tokens] = request_id
+                self._tell_replica(ledger_inputs.EncodedTransactionsSubmitted(self._tokens, transactions))
+            case GetNodeStatus():
+                self._context.do(Respond(request_id, DocumentAnswer(self._status())))
+            case SetAttack():
+                self._context.do(Respond(request_id, self._set_attack(request)))
+            case GetBlocks(first_height, count):
+                blocks = self._replica.blocks(first_height, min(count, BLOCKS_PER_REQUEST_MAX))
+                self._context.do(Respond(request_id, DocumentAnswer({"blocks": blocks})))
+
+    def _set_attack(self, request: SetAttack) -> DocumentAnswer | RequestError:
+        link = self._links.get(request.link_id)
+        if link is None:
+            return RequestError(404, f"this node has no link {request.link_id!r}; it has {', '.join(self._links)}")
+        if link.role != TRANSMITTER:
+            return RequestError(
+                409, f"the channel of {request.link_id} is emulated at its transmitter: ask {link.peer}"
+            )
+        try:
+            link.set_attack(request.kind, dict(request.parameters))
+        except ParameterError as error:
+            return RequestError(400, str(error))
+        self._context.log("warning", "attack set", link=request.link_id, kind=request.kind)
+        return DocumentAnswer({"link_id": request.link_id, "attack": request.kind})
+
+    def _status(self) -> dict[str, Any]:
+        delivery = self._delivery.figures
+        return {
+            "node_id": self._setup.node_id,
+            "chain_id": self._setup.genesis.chain_id,
+            "genesis": self._setup.genesis.digest.hex(),
+            "uptime_s": round((self._context.now_ns - self._started_ns) / 1e9, 3),
+            "peers": list(self._context.connected),
+            "peer_faults": self._fault_count,
+            "ledger": self._replica.status(),
+            "links": [link.status() for link in self._links.values()],
+            "chain_links": [
+                {"link_id": link.link_id, "alarmed": link.alarmed, "alarms_raised": link.alarms_raised}
+                for link in self.state.links()
+            ],
+            "keys": {
+                "held": self._keys.held_count,
+                "pending_blocks": len(self._keys.pending_blocks()),
+                "delivered_as_master": delivery.keys_delivered_as_master,
+                "delivered_as_slave": delivery.keys_delivered_as_slave,
+                "requests_refused": delivery.requests_refused,
+            },
+        }

@@ -1,0 +1,279 @@
+"""A cluster of node cores in virtual time: no sockets, no threads, no sleeping; crashes and restarts at will."""
+
+import heapq
+import itertools
+import random
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+
+from ledger.genesis import Genesis, GenesisLink, GenesisNode, GenesisSae
+from ledger.signatures import Ed25519Signer, Ed25519Verifier
+from protocol.entropy import SeededEntropy
+from protocol.quantum.link import LinkParameters
+from protocol.session import SessionParameters
+from qnode.delivery import DeliveryLimits
+from qnode.effects import Delete, Disconnect, Effect, Log, Put, Respond, RunJob, SendTo
+from qnode.inputs import FrameReceived, Input, JobDone, PeerConnected, PeerLost, Request, Requested, Ticked
+from qnode.links import LinkConfiguration
+from qnode.node import Node, NodeSetup
+
+LATENCY_NS = 1_000_000
+SYNC_NS = 300_000
+JOB_NS = 2_000_000
+START_NS = 1_800_000_000_000_000_000
+
+PARAMETERS = LinkParameters.from_mapping(
+    {
+        "source": {"model": "single_photon", "pulse_rate_hz": 1e7},
+        "channel": {"length_km": 5},
+        "detector": {"efficiency_0": 0.9, "efficiency_1": 0.9, "dead_time_ns": 0.0, "misalignment": 0.01},
+    }
+)
+LIMITS = DeliveryLimits(256, 64, 8192, 128, 4096)
+
+
+def ring(count: int) -> list[tuple[int, int]]:
+    return [(index, (index + 1) % count) for index in range(count)]
+
+
+def node_name(index: int) -> str:
+    return f"node-{index + 1}"
+
+
+@dataclass
+class Host:
+    """A machine: its disk survives, its node does not."""
+
+    setup: NodeSetup
+    disk: dict[str, dict[bytes, bytes]] = field(default_factory=dict)
+    node: Node | None = None
+    life: int = 0
+    busy_until_ns: int = 0
+
+
+class Cluster:
+    """Nodes joined by links with latency; `run` advances virtual time until a condition holds."""
+
+    def __init__(self, count: int = 4, edges: list[tuple[int, int]] | None = None, block_pulses: int = 600_000) -> None:
+        edges = ring(count) if edges is None else edges
+        seeds = [bytes([index + 1]) * 32 for index in range(count)]
+        signers = [Ed25519Signer(seed) for seed in seeds]
+        links = tuple(GenesisLink(f"link-{a + 1}-{b + 1}", node_name(a), node_name(b)) for a, b in edges)
+        self.genesis = Genesis(
+            chain_id="virtual",
+            time_ns=START_NS,
+            nodes=tuple(GenesisNode(node_name(i), signers[i].public_key, True) for i in range(count)),
+            links=links,
+            saes=tuple(GenesisSae(f"sae-{i + 1}", node_name(i)) for i in range(count)),
+        )
+        self.now_ns = START_NS
+        self.logs: list[tuple[str, Log]] = []
+        self.answers: dict[int, Any] = {}
+        self.filter: Callable[[str, str, bytes], bytes | None] = lambda source, target, frame: frame
+        self._events: list[tuple[int, int, Callable[[], None]]] = []
+        self._order = itertools.count()
+        self._request_ids = itertools.count(1)
+        self._cut: set[frozenset[str]] = set()
+        self._up: set[frozenset[str]] = set()
+        self._deadlines: dict[str, int] = {}
+        self.hosts: dict[str, Host] = {}
+        session = SessionParameters.from_mapping({})
+        for index in range(count):
+            name = node_name(index)
+            configurations = tuple(
+                LinkConfiguration(
+                    link.link_id,
+                    link.transmitter,
+                    link.receiver,
+                    PARAMETERS,
+                    session,
+                    block_pulses,
+                    1 << 20,
+                    SeededEntropy(link.link_id.encode()).take(65_536),
+                )
+                for link in links
+                if name in (link.transmitter, link.receiver)
+            )
+            setup = NodeSetup(
+                node_id=name,
+                genesis=self.genesis,
+                identity_seed=seeds[index],
+                signer=signers[index],
+                verifier=Ed25519Verifier(),
+                entropy=SeededEntropy(name.encode()),
+                jitter=random.Random(index),
+                physics=lambda purpose, name=name: np.random.default_rng(sum(f"{name}/{purpose}".encode())),
+                links=configurations,
+                limits=LIMITS,
+            )
+            self.hosts[name] = Host(setup)
+        self.neighbours = {frozenset((link.transmitter, link.receiver)) for link in links}
+        for name in self.hosts:
+            self.start(name)
+
+    # ---- faults
+
+    def start(self, name: str) -> None:
+        host = self.hosts[name]
+        host.life += 1
+        host.setup = replace(host.setup, entropy=SeededEntropy(f"{name}#{host.life}".encode()))
+        stored = {table: sorted(rows.items()) for table, rows in host.disk.items()}
+        host.node = Node(host.setup, stored, self.now_ns)
+        self._execute(name, host.node.take_birth_effects())
+        for pair in sorted(self.neighbours, key=sorted):
+            if name in pair:
+                self._connect(pair)
+
+    def crash(self, name: str) -> None:
+        """kill -9: what was not synced is gone, and so is everything in flight."""
+        host = self.hosts[name]
+        host.node = None
+        host.life += 1
+        for pair in [pair for pair in self._up if name in pair]:
+            self._disconnect(pair)
+
+    def cut(self, one: str, other: str) -> None:
+        pair = frozenset((one, other))
+        self._cut.add(pair)
+        self._disconnect(pair)
+
+    def mend(self, one: str, other: str) -> None:
+        pair = frozenset((one, other))
+        self._cut.discard(pair)
+        self._connect(pair)
+
+    def _connect(self, pair: frozenset[str]) -> None:
+        if (
+            pair in self._cut
+            or pair in self._up
+            or any(self.hosts[name].node is None for name in pair if name in self.hosts)
+        ):
+            return
+        if any(name not in self.hosts for name in pair):
+            return
+        self._up.add(pair)
+        one, other = sorted(pair)
+        self._at(LATENCY_NS, lambda: self._input(one, PeerConnected(other)))
+        self._at(LATENCY_NS, lambda: self._input(other, PeerConnected(one)))
+
+    def _disconnect(self, pair: frozenset[str]) -> None:
+        if pair not in self._up:
+            return
+        self._up.discard(pair)
+        one, other = sorted(pair)
+        for name, peer in ((one, other), (other, one)):
+            if self.hosts[name].node is not None:
+                self._at(0, lambda name=name, peer=peer: self._input(name, PeerLost(peer, "cut")))
+
+    # ---- use
+
+    def ask(self, name: str, request: Request) -> int:
+        """Put a request to a node; its answer will be in `answers`."""
+        request_id = next(self._request_ids)
+        self._input(name, Requested(request_id, request))
+        return request_id
+
+    def answer(self, name: str, request: Request, seconds: float = 30.0) -> Any:
+        """Put a request and run until it is answered."""
+        request_id = self.ask(name, request)
+        assert self.run(lambda: request_id in self.answers, seconds), f"no answer to {request}"
+        return self.answers[request_id]
+
+    def run(self, until: Callable[[], bool], seconds: float = 60.0) -> bool:
+        """Advance virtual time until the condition holds; False when `seconds` have passed first."""
+        end_ns = self.now_ns + int(seconds * 1e9)
+        while not until():
+            due = min((deadline for deadline in self._deadlines.values()), default=end_ns)
+            event_ns = self._events[0][0] if self._events else end_ns
+            if min(due, event_ns) >= end_ns:
+                self.now_ns = end_ns
+                return until()
+            if event_ns <= due:
+                self.now_ns, _, action = heapq.heappop(self._events)
+                action()
+            else:
+                self.now_ns = max(self.now_ns, due)
+                name = min(name for name, deadline in self._deadlines.items() if deadline == due)
+                self._input(name, Ticked())
+        return True
+
+    def nodes(self) -> list[Node]:
+        return [host.node for host in self.hosts.values() if host.node is not None]
+
+    # ---- machinery
+
+    def _at(self, delay_ns: int, action: Callable[[], None]) -> None:
+        heapq.heappush(self._events, (self.now_ns + delay_ns, next(self._order), action))
+
+    def _input(self, name: str, happened: Input) -> None:
+        host = self.hosts[name]
+        if host.node is not None:
+            self._execute(name, host.node.step(self.now_ns, happened))
+
+    def _execute(self, name: str, effects: list[Effect]) -> None:
+        """Writes and what waits for them happen one sync later, unless the machine crashes before."""
+        host = self.hosts[name]
+        assert host.node is not None
+        life = host.life
+        writes = [effect for effect in effects if isinstance(effect, Put | Delete)]
+        later: list[Effect] = []
+        for effect in effects:
+            match effect:
+                case SendTo(after_sync=False):
+                    self._send(name, effect)
+                case RunJob(job_id, work):
+                    result = work()
+                    self._at(
+                        JOB_NS,
+                        lambda job_id=job_id, result=result: (
+                            self._input(name, JobDone(job_id, result)) if host.life == life else None
+                        ),
+                    )
+                case Log():
+                    self.logs.append((name, effect))
+                case Put() | Delete():
+                    pass
+                case _:
+                    later.append(effect)
+
+        def synced() -> None:
+            if host.life != life:
+                return
+            for write in writes:
+                rows = host.disk.setdefault(write.table, {})
+                if isinstance(write, Put):
+                    rows[write.key] = write.value
+                else:
+                    rows.pop(write.key, None)
+            for effect in later:
+                match effect:
+                    case SendTo():
+                        self._send(name, effect)
+                    case Respond(request_id, answer):
+                        self.answers[request_id] = answer
+                    case Disconnect(peer, _):
+                        self._disconnect(frozenset((name, peer)))
+
+        # Syncs of one machine end in order.
+        done_ns = max(host.busy_until_ns, self.now_ns + (SYNC_NS if writes else 0))
+        host.busy_until_ns = done_ns
+        self._at(done_ns - self.now_ns, synced)
+        self._deadlines[name] = host.node.next_deadline_ns()
+
+    def _send(self, source: str, effect: SendTo) -> None:
+        pair = frozenset((source, effect.peer))
+        if pair not in self._up:
+            return
+        frame = self.filter(source, effect.peer, effect.frame)
+        if frame is None:
+            return
+        lives = tuple(self.hosts[name].life for name in sorted(pair))
+
+        def arrive() -> None:
+            if pair in self._up and lives == tuple(self.hosts[name].life for name in sorted(pair)):
+                self._input(effect.peer, FrameReceived(source, frame))
+
+        self._at(LATENCY_NS, arrive)
