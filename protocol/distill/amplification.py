@@ -27,14 +27,14 @@ def amplification_seed_bits(input_bits: int, output_bits: int) -> int:
 def amplify(bits: Bits, seed: bytes | Bits, output_bits: int) -> Bits:
     """Hash the verified `bits` (0/1 array, n) to `output_bits` (m) secret bits; both sides with the same seed agree.
 
-    `seed` holds at least `amplification_seed_bits(n, m)` uniform bits, as a 0/1 array or packed into bytes, most
-    significant bit first; it is public, fresh for each block, drawn after the block was received, and its message
+    `seed` holds at least `amplification_seed_bits(n, m)` uniform bits, as a 0/1 array or packed into bytes, lowest
+    bit first; it is public, fresh for each block, drawn after the block was received, and its message
     is authenticated. Output bit i is x_i + Σ_j s[i - j + n - m - 1]·x_{m+j}. Cost: about 2 ms for 10⁶ → 5·10⁵ with
     the kernel. Raises ParameterError if the seed is too short or the sizes are out of range.
     """
     require(bits.size <= INPUT_BITS_MAX, f"{bits.size} bits; one hash takes at most {INPUT_BITS_MAX}")
     needed = amplification_seed_bits(bits.size, output_bits)
-    packed = seed if isinstance(seed, bytes) else np.packbits(seed).tobytes()
+    packed = seed if isinstance(seed, bytes) else np.packbits(seed, bitorder="little").tobytes()
     given = 8 * len(seed) if isinstance(seed, bytes) else seed.size
     require(given >= needed, f"the seed has {given} bits; {bits.size} to {output_bits} bits needs {needed}")
     if needed == 0:

@@ -5,7 +5,7 @@ which serve. Kernels release the interpreter's lock, so the daemon runs them as 
 """
 
 import importlib
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,8 +34,12 @@ def implementation() -> str:
 
 
 def polynomial_hash(data: bytes, point: int) -> int:
-    """Return Σ c_i·r^(k-i) mod 2¹²⁷ - 1 for the 15-byte little-endian chunks c_1 … c_k of `data` at r = `point`."""
-    return polynomial_hash_twin(data, point)
+    """Return Σ c_i·r^(k-i+1) mod 2¹²⁷ - 1 for the 15-byte little-endian chunks c_1 … c_k of `data` at r = `point`."""
+    if library is None:
+        return polynomial_hash_twin(data, point)
+    value = bytearray(16)
+    library.qd_polynomial_hash(data, len(data), point.to_bytes(16, "little"), ffi.from_buffer("uint8_t[]", value))
+    return int.from_bytes(value, "little")
 
 
 def polynomial_hash_twin(data: bytes, point: int) -> int:
@@ -47,8 +51,16 @@ def polynomial_hash_twin(data: bytes, point: int) -> int:
 
 
 def toeplitz(bits: Bits, seed: bytes, output_bits: int) -> Bits:
-    """Return the modified Toeplitz hash of `bits`; see `protocol.distill.amplification.amplify` for its definition."""
-    return toeplitz_twin(bits, seed, output_bits)
+    """Return the modified Toeplitz hash of `bits`; `protocol.distill.amplification.amplify` defines it.
+
+    `seed` is packed, lowest bit first, and long enough; 0 < output_bits < bits.size.
+    """
+    if library is None:
+        return toeplitz_twin(bits, seed, output_bits)
+    tail = np.packbits(bits[output_bits:], bitorder="little").tobytes()
+    packed = np.empty((output_bits + 7) // 8, dtype=np.uint8)
+    _check(library.qd_toeplitz(tail, bits.size - output_bits, seed, output_bits, _writable(packed)))
+    return bits[:output_bits] ^ np.unpackbits(packed, count=output_bits, bitorder="little")
 
 
 def toeplitz_twin(bits: Bits, seed: bytes, output_bits: int) -> Bits:
@@ -59,8 +71,119 @@ def toeplitz_twin(bits: Bits, seed: bytes, output_bits: int) -> Bits:
     """
     tail = bits[output_bits:]
     wanted = output_bits + tail.size - 1
-    diagonal = np.unpackbits(np.frombuffer(seed, dtype=np.uint8), count=wanted)
+    diagonal = np.unpackbits(np.frombuffer(seed, dtype=np.uint8), count=wanted, bitorder="little")
     size = 1 << (wanted + tail.size - 1).bit_length()
     spectrum = np.fft.rfft(diagonal.astype(np.float64), size) * np.fft.rfft(tail.astype(np.float64), size)
     product = np.rint(np.fft.irfft(spectrum, size)[tail.size - 1 : tail.size - 1 + output_bits]).astype(np.int64)
     return bits[:output_bits] ^ (product & 1).astype(np.uint8)
+
+
+class CascadeKernel:
+    """One side of Cascade's search in C; the twins in `protocol.distill.reconciliation.cascade_search` specify it.
+
+    Raises ValueError on a malformed message.
+    """
+
+    def __init__(self, is_bob: bool, plan: "CascadeShape", bits: Bits) -> None:
+        padded = np.zeros((plan.rows * plan.lanes + 7) // 8 + 16, dtype=np.uint8)
+        packed = np.packbits(bits, bitorder="little")
+        padded[: packed.size] = packed
+        side = library.qd_cascade_new(
+            is_bob,
+            bits.size,
+            plan.rows,
+            plan.lanes,
+            len(plan.block_rows),
+            list(plan.block_rows),
+            list(plan.keys),
+            plan.reuse,
+            plan.infer_last,
+            _readable(padded),
+        )
+        if side == ffi.NULL:
+            raise MemoryError("no memory for a block of this size")
+        self._side = ffi.gc(side, library.qd_cascade_free)
+        self._size_bits = bits.size
+        self._padded_size_bytes = padded.size
+
+    @property
+    def active(self) -> int:
+        """Running searches."""
+        return int(library.qd_cascade_active(self._side))
+
+    @property
+    def corrected(self) -> int:
+        """Bits flipped so far."""
+        return int(library.qd_cascade_corrected(self._side))
+
+    def opening(self, size_bytes: int) -> bytes:
+        """Alice: the opening parities, `size_bytes` long by the plan."""
+        out = bytearray(size_bytes)
+        written = library.qd_cascade_opening(self._side, ffi.from_buffer("uint8_t[]", out))
+        assert written == size_bytes, "the plan and the kernel disagree on the opening's size"
+        return bytes(out)
+
+    def follow(self, directions: bytes, records: bytes) -> None:
+        """Alice: narrow the running searches and take up new ones."""
+        _check(library.qd_cascade_follow(self._side, directions, records, len(records) // 8))
+
+    def answer(self) -> bytes:
+        """Alice: one parity per running search."""
+        out = bytearray((self.active + 7) // 8)
+        library.qd_cascade_answer(self._side, ffi.from_buffer("uint8_t[]", out))
+        return bytes(out)
+
+    def open(self, parities: bytes) -> tuple[bytes, bytes]:
+        """Bob: compare the opening; return no directions and the new searches."""
+        return b"", self._records(_check(library.qd_cascade_open(self._side, parities)))
+
+    def step(self, parities: bytes) -> tuple[bytes, bytes]:
+        """Bob: take one answer per running search; return directions and the new searches."""
+        directions = bytearray((self.active + 7) // 8)
+        added = _check(library.qd_cascade_step(self._side, parities, ffi.from_buffer("uint8_t[]", directions)))
+        return bytes(directions), self._records(added)
+
+    def _records(self, count: int) -> bytes:
+        out = bytearray(8 * count)
+        library.qd_cascade_records(self._side, ffi.from_buffer("uint8_t[]", out))
+        return bytes(out)
+
+    def bits(self) -> Bits:
+        """Bob: the corrected string."""
+        packed = np.zeros(self._padded_size_bytes, dtype=np.uint8)
+        library.qd_cascade_bits(self._side, _writable(packed))
+        return np.unpackbits(packed, count=self._size_bits, bitorder="little")
+
+
+class CascadeShape(Protocol):
+    """What the kernel needs of `protocol.distill.reconciliation.cascade.CascadePlan`."""
+
+    @property
+    def rows(self) -> int: ...
+    @property
+    def lanes(self) -> int: ...
+    @property
+    def block_rows(self) -> tuple[int, ...]: ...
+    @property
+    def keys(self) -> tuple[int, ...]: ...
+    @property
+    def reuse(self) -> bool: ...
+    @property
+    def infer_last(self) -> bool: ...
+
+
+def _readable(array: NDArray[Any]) -> Any:
+    return ffi.from_buffer("uint8_t[]", array)
+
+
+def _writable(array: NDArray[Any]) -> Any:
+    return ffi.from_buffer("uint8_t[]", array, require_writable=True)
+
+
+def _check(result: int) -> int:
+    """Turn the kernel's error codes into exceptions; pass counts through."""
+    if result == -2:
+        raise MemoryError("no memory for a block of this size")
+    if result < 0:
+        raise ValueError("malformed message")
+    return int(result)

@@ -30,4 +30,28 @@ EMULATION = Kernel(
     """,
 )
 
-KERNELS: tuple[Kernel, ...] = (EMULATION,)
+DISTILLATION = Kernel(
+    module="_distillation",
+    header="distillation.h",
+    c_files=("distillation_cascade.c", "distillation_hash.c"),
+    declarations="""
+        const char *qd_features(void);
+        typedef struct qd_cascade qd_cascade;
+        qd_cascade *qd_cascade_new(int, uint64_t, uint32_t, uint32_t, uint32_t, const uint32_t *, const uint64_t *,
+                                   int, int, const uint8_t *);
+        void qd_cascade_free(qd_cascade *);
+        uint32_t qd_cascade_active(const qd_cascade *);
+        uint32_t qd_cascade_corrected(const qd_cascade *);
+        size_t qd_cascade_opening(const qd_cascade *, uint8_t *);
+        int qd_cascade_follow(qd_cascade *, const uint8_t *, const uint8_t *, size_t);
+        void qd_cascade_answer(const qd_cascade *, uint8_t *);
+        int64_t qd_cascade_open(qd_cascade *, const uint8_t *);
+        int64_t qd_cascade_step(qd_cascade *, const uint8_t *, uint8_t *);
+        void qd_cascade_records(const qd_cascade *, uint8_t *);
+        void qd_cascade_bits(const qd_cascade *, uint8_t *);
+        void qd_polynomial_hash(const uint8_t *, size_t, const uint8_t *, uint8_t *);
+        int qd_toeplitz(const uint8_t *, size_t, const uint8_t *, size_t, uint8_t *);
+    """,
+)
+
+KERNELS: tuple[Kernel, ...] = (EMULATION, DISTILLATION)

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from protocol.distill.reconciliation.party import ReconciliationError
 from protocol.distill.seeding import permutation
+from protocol.kernels import distillation as kernels
 from protocol.parameters import require
 
 if TYPE_CHECKING:
@@ -98,14 +99,87 @@ class BobSearch(Protocol):
 
 def new_alice(plan: "CascadePlan", bits: Bits, use_kernel: bool | None) -> AliceSearch:
     """Make Alice's search with the kernel or the twin."""
-    require(not use_kernel, "no kernel serves Cascade")
-    return AliceTwin(plan, bits)
+    return AliceKernel(plan, bits) if _choose(use_kernel) else AliceTwin(plan, bits)
 
 
 def new_bob(plan: "CascadePlan", bits: Bits, use_kernel: bool | None) -> BobSearch:
     """Make Bob's search with the kernel or the twin."""
-    require(not use_kernel, "no kernel serves Cascade")
-    return BobTwin(plan, bits)
+    return BobKernel(plan, bits) if _choose(use_kernel) else BobTwin(plan, bits)
+
+
+def _choose(use_kernel: bool | None) -> bool:
+    available = kernels.library is not None
+    require(available or not use_kernel, "the C kernel is not built; leave use_kernel unset to run on the numpy twin")
+    return available if use_kernel is None else use_kernel
+
+
+def _check_bits(data: bytes, count: int) -> None:
+    """Refuse `data` unless it holds exactly `count` bits with zero padding."""
+    if len(data) != (count + 7) // 8:
+        raise ReconciliationError(f"{len(data)} bytes where {count} parities are due")
+    if count % 8 and data[-1] >> count % 8:
+        raise ReconciliationError("padding bits are set")
+
+
+def _opening_size_bytes(plan: "CascadePlan") -> int:
+    return plan.row_size_bytes * sum(plan.sent_blocks(index) for index in range(len(plan.block_rows)))
+
+
+class AliceKernel:
+    """Alice's search in C."""
+
+    def __init__(self, plan: "CascadePlan", bits: Bits) -> None:
+        self._plan = plan
+        self._kernel = kernels.CascadeKernel(False, plan, bits)
+
+    @property
+    def active(self) -> int:
+        return self._kernel.active
+
+    def opening(self) -> bytes:
+        return self._kernel.opening(_opening_size_bytes(self._plan))
+
+    def follow(self, requests: Requests) -> None:
+        _check_bits(requests.directions, self.active)
+        try:
+            self._kernel.follow(requests.directions, requests.records)
+        except ValueError:
+            raise ReconciliationError("a query lies outside the block") from None
+
+    def answer(self) -> bytes:
+        return self._kernel.answer()
+
+
+class BobKernel:
+    """Bob's search in C."""
+
+    def __init__(self, plan: "CascadePlan", bits: Bits) -> None:
+        self._plan = plan
+        self._kernel = kernels.CascadeKernel(True, plan, bits)
+
+    @property
+    def active(self) -> int:
+        return self._kernel.active
+
+    @property
+    def corrected(self) -> int:
+        return self._kernel.corrected
+
+    def bits(self) -> Bits:
+        return self._kernel.bits()
+
+    def open(self, parities: bytes) -> Requests:
+        due = _opening_size_bytes(self._plan)
+        if len(parities) != due:
+            raise ReconciliationError(f"{len(parities)} bytes of opening parities, {due} are due")
+        try:
+            return Requests(*self._kernel.open(parities))
+        except ValueError:
+            raise ReconciliationError("padding bits are set") from None
+
+    def step(self, parities: bytes) -> Requests:
+        _check_bits(parities, self.active)
+        return Requests(*self._kernel.step(parities))
 
 
 def _permutations(plan: "CascadePlan") -> list[NDArray[np.uint32]]:
@@ -123,12 +197,8 @@ def _frames(plan: "CascadePlan", bits: Bits) -> Bits:
 
 def _unpack(data: bytes, count: int) -> Bits:
     """Unpack `count` bits; the padding must be zero."""
-    if len(data) != (count + 7) // 8:
-        raise ReconciliationError(f"{len(data)} bytes where {count} parities are due")
-    unpacked = np.unpackbits(np.frombuffer(data, dtype=np.uint8), bitorder="little")
-    if unpacked[count:].any():
-        raise ReconciliationError("padding bits are set")
-    return unpacked[:count]
+    _check_bits(data, count)
+    return np.unpackbits(np.frombuffer(data, dtype=np.uint8), count=count, bitorder="little")
 
 
 class AliceTwin:
@@ -208,7 +278,7 @@ class BobTwin:
     def open(self, parities: bytes) -> Requests:
         total = np.zeros(self._plan.lanes, dtype=np.uint8)
         width = self._plan.row_size_bytes
-        due = width * sum(self._plan.sent_blocks(i) for i in range(len(self._orders)))
+        due = _opening_size_bytes(self._plan)
         if len(parities) != due:
             raise ReconciliationError(f"{len(parities)} bytes of opening parities, {due} are due")
         start = 0

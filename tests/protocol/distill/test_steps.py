@@ -188,7 +188,7 @@ def test_amplification_is_the_matrix_product(n: int, data: st.DataObject, seed: 
     matrix = np.array([[diagonal[i - j + n - m - 1] for j in range(n - m)] for i in range(m)]).reshape(m, n - m)
     expected = (bits[:m] + matrix.astype(np.int64) @ bits[m:]) % 2 if n > m else bits
     assert np.array_equal(amplify(bits, diagonal, m), expected)
-    assert np.array_equal(amplify(bits, np.packbits(diagonal).tobytes(), m), expected)
+    assert np.array_equal(amplify(bits, np.packbits(diagonal, bitorder="little").tobytes(), m), expected)
 
 
 def test_the_family_is_two_universal() -> None:
