@@ -9,13 +9,25 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
+from protocol.distill.decoy import decoy_key_length
 from protocol.distill.key_length import KeyLength, SecurityParameters, secret_key_length
 from protocol.quantum.source import SINGLE_PHOTON, SourceParameters
 
-__all__ = ["PROOF_SINGLE_PHOTON", "Costs", "DetectionCounts", "KeyLength", "SecurityParameters", "key_length"]
+__all__ = [
+    "PROOF_DECOY",
+    "PROOF_SINGLE_PHOTON",
+    "Costs",
+    "DetectionCounts",
+    "KeyLength",
+    "SecurityParameters",
+    "key_length",
+]
 
 PROOF_SINGLE_PHOTON: Final = "tomamichel-2012"
 """The name in records; `key_length` cites the paper."""
+
+PROOF_DECOY: Final = "lim-2014"
+"""The name in records; `decoy` cites the paper."""
 
 INTENSITIES_MAX: Final = 3
 
@@ -69,4 +81,15 @@ def key_length(
             tag_collision=costs.tag_collision,
         )
         return replace(length, proof=PROOF_SINGLE_PHOTON)
-    return KeyLength(0, security.epsilon_total, "none", {}, f"no proof is built in for a {source.model} source")
+    length = decoy_key_length(
+        source.intensities,
+        source.intensity_probabilities,
+        counts.key,
+        counts.test,
+        counts.test_errors,
+        costs.leaked_bits,
+        costs.tag_bits,
+        security,
+        tag_collision=costs.tag_collision,
+    )
+    return replace(length, proof=PROOF_DECOY)

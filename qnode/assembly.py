@@ -1,0 +1,105 @@
+"""Builds a node's setup from its settings and the files that they name. Wiring only; belongs to the shell."""
+
+import random
+import secrets
+from collections.abc import Callable
+
+import numpy as np
+from cryptography.hazmat.primitives.asymmetric import ed25519
+
+from ledger.genesis import Genesis, GenesisLink
+from ledger.signatures import Ed25519Signer, Ed25519Verifier
+from protocol.entropy import Entropy
+from protocol.parameters import ParameterError
+from protocol.quantum.link import LinkParameters
+from protocol.session import SessionParameters
+from qnode.delivery import DeliveryLimits
+from qnode.io.certificates import load_private_key
+from qnode.io.configuration import read_file
+from qnode.links import LinkConfiguration
+from qnode.node import NodeSetup
+from qnode.settings import LinkSettings, NodeSettings, SettingsError
+
+PRE_SHARED_BYTES_MIN = 4096
+"""Below this the first two or three sessions would use the secret up before the link makes its own."""
+
+
+def node_setup(settings: NodeSettings, genesis: Genesis, entropy: Entropy) -> NodeSetup:
+    """Return what the node core needs.
+
+    Raises SettingsError, CertificateError when files are missing, contradict the genesis, or hold bad parameters.
+    """
+    seed = _identity_seed(settings, genesis)
+    joined = [x for x in genesis.links if settings.node_id in (x.transmitter, x.receiver)]
+    known = {link.link_id for link in joined}
+    for link in settings.links:
+        if link.link_id not in known:
+            raise SettingsError(f"[link.{link.link_id}]: the genesis has no such link at {settings.node_id}; remove it")
+    pool = settings.pool
+    return NodeSetup(
+        node_id=settings.node_id,
+        genesis=genesis,
+        identity_seed=seed,
+        signer=Ed25519Signer(seed),
+        verifier=Ed25519Verifier(),
+        entropy=entropy,
+        jitter=random.Random(secrets.randbits(64)),
+        physics=_physics(settings.seed),
+        links=tuple(_link(link, settings.link(link.link_id), pool.target_bits) for link in joined),
+        limits=DeliveryLimits(
+            default_key_size_bits=pool.default_key_size_bits,
+            min_key_size_bits=pool.min_key_size_bits,
+            max_key_size_bits=pool.max_key_size_bits,
+            max_key_per_request=pool.max_key_per_request,
+            max_key_count=pool.max_key_count,
+        ),
+    )
+
+
+def _identity_seed(settings: NodeSettings, genesis: Genesis) -> bytes:
+    key = load_private_key(settings.identity_key)
+    if not isinstance(key, ed25519.Ed25519PrivateKey):
+        raise SettingsError(f"identity_key {settings.identity_key} is not an Ed25519 key; `qnode init` makes one")
+    public = key.public_key().public_bytes_raw()
+    listed = {node.node_id: node.public_key for node in genesis.nodes}
+    if settings.node_id not in listed:
+        raise SettingsError(f"node_id {settings.node_id!r} is not in the genesis; it lists {', '.join(sorted(listed))}")
+    if listed[settings.node_id] != public:
+        raise SettingsError(
+            f"identity_key {settings.identity_key} is not the key that the genesis lists for {settings.node_id}: "
+            "restore the key that was written with this genesis"
+        )
+    return key.private_bytes_raw()
+
+
+def _link(link: GenesisLink, settings: LinkSettings, pool_target_bits: int) -> LinkConfiguration:
+    try:
+        parameters = LinkParameters.from_mapping(settings.physics)
+        session = SessionParameters.from_mapping(settings.distillation)
+    except ParameterError as error:
+        raise SettingsError(f"[link.{link.link_id}] {error}") from None
+    secret = read_file(settings.pre_shared_secret, "pre-shared secret of the link")
+    if len(secret) < PRE_SHARED_BYTES_MIN:
+        raise SettingsError(
+            f"{settings.pre_shared_secret} has {len(secret)} bytes; a link needs {PRE_SHARED_BYTES_MIN} or more at first"
+        )
+    return LinkConfiguration(
+        link_id=link.link_id,
+        transmitter=link.transmitter,
+        receiver=link.receiver,
+        parameters=parameters,
+        session=session,
+        block_pulses=settings.block_pulses,
+        pool_target_bits=pool_target_bits,
+        pre_shared_secret=secret,
+    )
+
+
+def _physics(seed: int | None) -> Callable[[str], np.random.Generator]:
+    """One stream of emulated physics per purpose: reproducible under a seed, from the system otherwise."""
+    root = secrets.randbits(128) if seed is None else seed
+
+    def stream(purpose: str) -> np.random.Generator:
+        return np.random.default_rng([root, *purpose.encode()])
+
+    return stream
