@@ -11,30 +11,27 @@ class ClockError(RuntimeError):
 
 
 class SystemClock:
-    """Monotonic nanoseconds for deadlines, and a fixed offset that makes wall time of them.
+    """Nanoseconds that never go backwards and start at wall time.
 
-    The offset is taken once, at start: a step of the system clock (NTP, an operator) then moves neither a deadline nor
-    a block time, and the daemon follows it at its next start. `drift_ns` says how far the two have come apart since.
+    Core logic takes one `now_ns` for deadlines and for the clock window of fresh blocks. Wall time anchored at start
+    and advanced by the monotonic clock serves both: a step of the system clock (NTP, an operator) moves no deadline,
+    and the daemon follows it at its next start. `drift_ns` says how far the two have come apart since.
     """
 
     def __init__(self) -> None:
-        self.wall_offset_ns = time.time_ns() - time.monotonic_ns()
+        self._anchor_ns = time.time_ns() - time.monotonic_ns()
 
     def now_ns(self) -> int:
-        """Return monotonic nanoseconds, of an arbitrary beginning."""
-        return time.monotonic_ns()
-
-    def wall_ns(self) -> int:
-        """Return nanoseconds since 1970 as anchored at start; never goes backwards."""
-        return self.wall_offset_ns + time.monotonic_ns()
+        """Return nanoseconds since 1970 as anchored at start; monotonic."""
+        return self._anchor_ns + time.monotonic_ns()
 
     def drift_ns(self) -> int:
-        """Return what the system clock was stepped or slewed by since start."""
-        return time.time_ns() - self.wall_ns()
+        """Return system clock minus this clock: what the system clock was stepped or slewed by since start."""
+        return time.time_ns() - self.now_ns()
 
     def require_after(self, earliest_ns: int, what: str) -> None:
         """Refuse to start with a clock that shows a time before `what`. Raises ClockError."""
-        now_ns = self.wall_ns()
+        now_ns = self.now_ns()
         bound_ns = max(earliest_ns, EARLIEST_TIME_NS)
         if now_ns < bound_ns:
             late = (bound_ns - now_ns) / 1e9

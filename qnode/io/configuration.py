@@ -3,13 +3,16 @@
 Decides nothing about their content: `qnode.settings` and `ledger.genesis` do.
 """
 
+import datetime
 import tomllib
 from functools import cache
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from ledger.genesis import Genesis, GenesisError
 from qnode import settings
+from qnode.io import certificates
 from qnode.settings import NodeSettings, SettingsError
 
 
@@ -49,3 +52,26 @@ def read_file(path: Path, what: str) -> bytes:
         return path.read_bytes()
     except OSError as error:
         raise SettingsError(f"{path}: the {what} cannot be read: {error.strerror}") from None
+
+
+def read_genesis(node_settings: NodeSettings) -> Genesis:
+    """Read the genesis file and check that node and peers are in it. Raises SettingsError."""
+    path = node_settings.genesis
+    try:
+        genesis = Genesis.from_json(read_file(path, "genesis").decode("utf-8"))
+    except (GenesisError, UnicodeDecodeError) as error:
+        raise SettingsError(f"{path}: {error}") from None
+    known = {node.node_id for node in genesis.nodes}
+    if node_settings.node_id not in known:
+        raise SettingsError(f"node_id {node_settings.node_id!r} is not in {path}; it lists {', '.join(sorted(known))}")
+    for peer in node_settings.peers:
+        if peer.node_id not in known:
+            raise SettingsError(f"[[peers]] names {peer.node_id!r}, which is not in {path}; remove that table")
+    return genesis
+
+
+def check_certificates(node_settings: NodeSettings, now: datetime.datetime) -> None:
+    """Check the node's own certificates before a peer or a client refuses them. Raises CertificateError."""
+    peer_to_peer, api = node_settings.peer_to_peer, node_settings.api
+    certificates.check_files(peer_to_peer.certificate, node_settings.identity_key, peer_to_peer.ca, now)
+    certificates.check_files(api.certificate, api.key, api.ca, now)
