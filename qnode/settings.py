@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 NAME_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")  # file names, DNS labels and URIs carry it unescaped
-LINK_TABLES = ("source", "channel", "detector", "distillation")
+PHYSICS_TABLES = ("source", "channel", "detector")
+LINK_TABLES = (*PHYSICS_TABLES, "distillation")
 _MIB = 1 << 20
 _T = TypeVar("_T")
 
@@ -158,7 +159,8 @@ class PoolSettings:
 class LinkSettings:
     """One quantum link of this node: `[link.<link_id>]`, with a profile and overrides of its sub-tables.
 
-    `parameters` maps each of LINK_TABLES to plain values, profile and overrides merged; `protocol` checks them.
+    `physics` maps each of PHYSICS_TABLES to plain values, profile and overrides merged, and `distillation` is a plain
+    mapping likewise; the records of `protocol` check them.
     """
 
     link_id: str
@@ -171,7 +173,8 @@ class LinkSettings:
         high=100_000_000_000,
     )
     profile: str = setting("name", "a file of config/profiles, without .toml", "metro", name=True)
-    parameters: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
+    physics: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
+    distillation: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -238,8 +241,9 @@ def _link(link_id: str, table: Any, base_directory: Path, profiles: Mapping[str,
         raise SettingsError(f"{where}.profile is {profile_name!r}; the profiles are {_names(profiles)}")
     profile = profiles[profile_name]
     _refuse_unknown(profile, ["block_pulses", *LINK_TABLES], f"profile {profile_name}")
-    parameters = {name: _merged(profile, table, name, where) for name in LINK_TABLES}
-    given = {"link_id": link_id, "parameters": parameters}
+    physics = {name: _merged(profile, table, name, where) for name in PHYSICS_TABLES}
+    distillation = _merged(profile, table, "distillation", where)
+    given = {"link_id": link_id, "physics": physics, "distillation": distillation}
     own = {"profile": profile_name, **{k: profile[k] for k in ("block_pulses",) if k in profile}, **own}
     return _record(LinkSettings, own, base_directory, where, given)
 
