@@ -147,11 +147,14 @@ def decoy_bounds(
     tau = [np.sum(probabilities * np.exp(-intensities) * intensities**n, axis=0) / math.factorial(n) for n in (0, 1)]
     key_vacuum, key_single = _vacuum_and_single(intensities, weight, tau, _INTERVALS[method](key, failure))
     _, test_single = _vacuum_and_single(intensities, weight, tau, _INTERVALS[method](test, failure))
+    # Only counts that no source can cause promise more than there are; they must not make a key either.
+    key_single = np.minimum(key_single, key.sum(axis=0))
+    key_vacuum = np.minimum(key_vacuum, key.sum(axis=0) - key_single)
+    test_single = np.minimum(test_single, test.sum(axis=0))
     errors_low, errors_high = (weight * bound for bound in _INTERVALS[method](test_errors, failure))
-    errors = tau[1] * (errors_high[1] - errors_low[2]) / (intensities[1] - intensities[2])
-    errors = np.clip(errors, 0.0, test_single)
+    errors = np.maximum(tau[1] * (errors_high[1] - errors_low[2]) / (intensities[1] - intensities[2]), 0.0)
     sampling = lim_phase_error if method == LIM_2014 else sampled_phase_error
-    phase_error = sampling(errors, test_single, key_single, failure)
+    phase_error = np.where(test_single < 1.0, 0.5, sampling(errors, test_single, key_single, failure))
     return DecoyBounds(key_vacuum, key_single, test_single, errors, phase_error)
 
 

@@ -275,7 +275,7 @@ class Receiver:
 
     @property
     def photocurrent(self) -> bool:
-        """Return whether the last frame drove a continuous photocurrent: bright light, which single photons never do."""
+        """Return whether the last frame drove a continuous photocurrent: bright light, never single photons."""
         return self._photocurrent
 
     def measure(self, light: bytes) -> Detections:
