@@ -272,6 +272,10 @@ class Book:
         held = self._held.get((kind, view), {})
         return [held[index] for index in sorted(held) if not known >> index & 1]
 
+    def views(self) -> set[int]:
+        """Return the views that statements are held for."""
+        return {view for _, view in self._held}
+
     def forget_before(self, view: int) -> None:
         """Drop the statements of earlier views."""
         for key in [key for key in self._held if key[1] < view]:

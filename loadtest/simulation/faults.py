@@ -1,0 +1,163 @@
+"""What goes wrong during a run, drawn from its seed: crashes, partitions, bad networks, clocks, and who lies."""
+
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from loadtest.simulation.byzantine import LIES, Byzantine
+from loadtest.simulation.network import MS, TOPOLOGIES, Conditions, Network
+from loadtest.simulation.world import SimulatedNode, World
+
+
+@dataclass(frozen=True)
+class FaultPlan:
+    """How hostile a run is; `duration_ns` is the length of the safety phase."""
+
+    duration_ns: int = 12_000 * MS
+    crashes: bool = True
+    partitions: bool = True
+    bad_network: bool = True
+    clocks: bool = True
+    lies: tuple[str, ...] = LIES
+    liars_max: int | None = None
+    """At most this many liars; None for ⌊(n−1)/3⌋ of the validators."""
+
+
+def choose_topology(seed: int) -> str:
+    """Draw an overlay; half of the runs are a full mesh."""
+    return random.Random(f"{seed}/topology").choice(("mesh", *TOPOLOGIES))
+
+
+class Faults:
+    """Schedules the faults of one run on its world."""
+
+    def __init__(self, world: World, plan: FaultPlan, validators: int) -> None:
+        self._world = world
+        self._plan = plan
+        self._random = random.Random(f"{world.seed}/faults")
+        self._healed = False
+        self._choose_liars(validators)
+        if plan.bad_network:
+            self._repeat(2_000 * MS, self._change_conditions)
+        if plan.partitions:
+            self._repeat(1_500 * MS, self._change_partition)
+            self._repeat(1_200 * MS, self._flap)
+        if plan.crashes:
+            self._repeat(1_500 * MS, self._crash)
+            self._choose_sync_crashes()
+        if plan.clocks:
+            self._repeat(4_000 * MS, self._jump_clock)
+
+    @property
+    def honest(self) -> list[SimulatedNode]:
+        """The nodes that do not lie."""
+        return [node for node in self._world.nodes.values() if not node.byzantine]
+
+    def _repeat(self, mean_ns: int, fault: Callable[[], None]) -> None:
+        def happen() -> None:
+            if self._healed:
+                return
+            fault()
+            self._world.after(int(self._random.expovariate(1 / mean_ns)), happen)
+
+        self._world.after(int(self._random.expovariate(1 / mean_ns)), happen)
+
+    def _choose_liars(self, validators: int) -> None:
+        faulty_max = (validators - 1) // 3
+        limit = faulty_max if self._plan.liars_max is None else min(self._plan.liars_max, faulty_max)
+        if not self._plan.lies:
+            return
+        names = self._random.sample(self._world.node_ids[:validators], self._random.randint(0, limit))
+        while names and not _is_connected(self._world.network, set(self._world.node_ids) - set(names)):
+            names.pop()
+        for name in names:
+            count = self._random.randint(1, 4)
+            lies = tuple(sorted(self._random.sample(self._plan.lies, min(count, len(self._plan.lies)))))
+            self._world.note(f"{name} lies: {', '.join(lies)}")
+            generator = random.Random(f"{self._world.seed}/{name}/lies")
+            Byzantine(self._world, self._world.nodes[name], lies, generator)
+
+    def _change_conditions(self) -> None:
+        draw = self._random.random
+        self._world.network.conditions = Conditions(
+            latency_ns=int(draw() ** 2 * 40 * MS) + MS // 10,
+            jitter_ns=int(draw() ** 2 * 100 * MS),
+            loss=draw() ** 2 * 0.4,
+            duplication=draw() * 0.2,
+        )
+        self._world.note(f"network: {self._world.network.conditions}")
+
+    def _change_partition(self) -> None:
+        """Nobody, one direction of some pairs, or two halves."""
+        names, network = self._world.node_ids, self._world.network
+        choice = self._random.random()
+        network.blocked.clear()
+        if choice < 0.4:
+            half = set(self._random.sample(names, self._random.randint(1, len(names) - 1)))
+            network.blocked |= {(a, b) for a in names for b in names if (a in half) != (b in half)}
+        elif choice < 0.7:
+            network.blocked |= {(a, b) for a in names for b in names if a != b and self._random.random() < 0.3}
+        self._world.note(f"partition: {len(network.blocked)} directions blocked")
+
+    def _flap(self) -> None:
+        """Break a connection, and mend it a little later."""
+        edges = self._world.network.edges()
+        one, other = edges[self._random.randrange(len(edges))]
+        edge = frozenset((one, other))
+        self._world.network.broken.add(edge)
+        self._world.after(self._world.detection_ns, self._world.lose, one, other)
+        self._world.after(self._world.detection_ns, self._world.lose, other, one)
+        self._world.after(int(self._random.random() * 1_000 * MS) + 30 * MS, self._mend, one, other)
+
+    def _mend(self, one: str, other: str) -> None:
+        self._world.network.broken.discard(frozenset((one, other)))
+        self._world.connect(one, other)
+
+    def _crash(self) -> None:
+        """Crash some, now and then all, and start them again."""
+        count = len(self._world.node_ids) if self._random.random() < 0.1 else self._random.randint(1, 3)
+        for name in self._random.sample(self._world.node_ids, min(count, len(self._world.node_ids))):
+            node = self._world.nodes[name]
+            if node.is_up:
+                self._world.note(f"crash of {name}")
+                node.crash()
+                self._world.after(self._world.restart_ns(), self._start, node)
+
+    def _start(self, node: SimulatedNode) -> None:
+        if not node.is_up:
+            node.start()
+
+    def _choose_sync_crashes(self) -> None:
+        for node in self._world.nodes.values():
+            if self._random.random() < 0.5:
+                node.crash_at_syncs = {self._random.randint(1, 400) for _ in range(6)}
+
+    def _jump_clock(self) -> None:
+        name = self._random.choice(self._world.node_ids)
+        self._world.nodes[name].set_wall_skew(int(self._random.uniform(-60_000, 60_000) * MS))
+
+    def heal(self) -> None:
+        """End all faults but the liars: the network is good, clocks are right, everybody runs."""
+        self._healed = True
+        network = self._world.network
+        network.conditions = Conditions()
+        network.blocked.clear()
+        self._world.note("healed")
+        for one, other in self._world.network.edges():
+            if frozenset((one, other)) in network.broken:
+                self._mend(one, other)
+        for node in self._world.nodes.values():
+            node.crash_at_syncs = set()
+            node.set_wall_skew(0)
+            self._start(node)
+
+
+def _is_connected(network: Network, names: set[str]) -> bool:
+    start = min(names)
+    reached, frontier = {start}, [start]
+    while frontier:
+        for neighbour in network.neighbours(frontier.pop()):
+            if neighbour in names and neighbour not in reached:
+                reached.add(neighbour)
+                frontier.append(neighbour)
+    return reached == names

@@ -1,0 +1,74 @@
+"""The network between simulated nodes: latency, loss, duplication, reordering, one-way blocks, broken connections."""
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+MS = 1_000_000
+TOPOLOGIES = ("mesh", "ring", "line", "random")
+
+
+@dataclass
+class Conditions:
+    """How bad the network is at present; probabilities are per message."""
+
+    latency_ns: int = 1 * MS
+    jitter_ns: int = 2 * MS
+    loss: float = 0.0
+    duplication: float = 0.0
+
+
+class Network:
+    """Which nodes are connected, which directions are blocked, and when a message arrives, if it does.
+
+    Jitter is drawn per message, so that messages overtake each other: harsher than TCP, and the cores must bear it.
+    """
+
+    def __init__(self, nodes: Sequence[str], topology: str, generator: random.Random) -> None:
+        self.conditions = Conditions()
+        self.blocked: set[tuple[str, str]] = set()
+        self.broken: set[frozenset[str]] = set()
+        self.messages_sent = 0
+        self.bytes_sent = 0
+        self._random = generator
+        self._edges = _edges(nodes, topology, generator)
+
+    def neighbours(self, node: str) -> list[str]:
+        """Return the overlay's neighbours of a node, connected at present or not, in a fixed order."""
+        return sorted(other for edge in self._edges if node in edge for other in edge if other != node)
+
+    def edges(self) -> list[tuple[str, str]]:
+        """Return the overlay's edges in a fixed order."""
+        return sorted((min(edge), max(edge)) for edge in self._edges)
+
+    def is_connected(self, one: str, other: str) -> bool:
+        """Say whether the connection of two neighbours is up (whatever is blocked on it)."""
+        edge = frozenset((one, other))
+        return edge in self._edges and edge not in self.broken
+
+    def arrivals_ns(self, source: str, target: str, size_bytes: int) -> list[int]:
+        """Return the delays after which copies of a message arrive: none if lost, two if duplicated."""
+        self.messages_sent += 1
+        self.bytes_sent += size_bytes
+        if (source, target) in self.blocked or not self.is_connected(source, target):
+            return []
+        if self._random.random() < self.conditions.loss:
+            return []
+        copies = 2 if self._random.random() < self.conditions.duplication else 1
+        return [self._delay_ns() for _ in range(copies)]
+
+    def _delay_ns(self) -> int:
+        return self.conditions.latency_ns + int(self._random.random() * self.conditions.jitter_ns)
+
+
+def _edges(nodes: Sequence[str], topology: str, generator: random.Random) -> set[frozenset[str]]:
+    count = len(nodes)
+    pairs = {
+        "mesh": [(a, b) for a in range(count) for b in range(a)],
+        "ring": [(a, (a + 1) % count) for a in range(count)],
+        "line": [(a, a + 1) for a in range(count - 1)],
+        "random": [(a, generator.randrange(a)) for a in range(1, count)],
+    }[topology]
+    if topology == "random":  # a random tree, and as many chords again
+        pairs += [(generator.randrange(count), generator.randrange(count)) for _ in range(count)]
+    return {frozenset((nodes[a], nodes[b])) for a, b in pairs if a != b}

@@ -1,0 +1,176 @@
+"""One run: a safety phase full of faults, healing, a liveness phase, and the checks at the end."""
+
+import random
+from dataclasses import dataclass, field
+
+from ledger.inputs import TransactionsSubmitted
+from ledger.replica import Replica, ReplicaSettings
+from ledger.transactions import AlarmRaised, KeyDelivered, SaeRegistered, Transaction, encode
+from loadtest.simulation.checkers import Checkers, Violation
+from loadtest.simulation.faults import FaultPlan, Faults, choose_topology
+from loadtest.simulation.network import MS
+from loadtest.simulation.world import World
+
+SETTINGS = ReplicaSettings(
+    view_timeout_min_ns=200 * MS,
+    finalize_timeout_ns=80 * MS,
+    heartbeat_ns=1_000 * MS,
+    anti_entropy_ns=300 * MS,
+    catch_up_timeout_ns=500 * MS,
+)
+LIVENESS_BOUND_NS = 300_000 * MS
+"""After healing everything must be committed within this: view timers may have grown to 60 · T0 each."""
+HEIGHTS_AFTER_HEALING = 3
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """What one run did; `violation` is None if every invariant held."""
+
+    seed: int
+    nodes: int
+    topology: str
+    liars: tuple[str, ...]
+    events: int
+    checks: int
+    heights: int
+    views_max: int
+    crashes: int
+    transactions: int
+    messages: int
+    bytes_sent: int
+    trace_hash: str
+    violation: str | None
+    trace: tuple[str, ...] = field(default=(), repr=False)
+
+
+class Workload:
+    """Honest nodes submit records at random moments; remembers what was admitted under which token."""
+
+    def __init__(self, world: World, faults: Faults) -> None:
+        self.submitted: dict[int, tuple[Transaction, ...]] = {}
+        self._world = world
+        self._faults = faults
+        self._random = random.Random(f"{world.seed}/workload")
+        self.stopped = False
+        world.after(10 * MS, self._submit)
+
+    def _submit(self) -> None:
+        if self.stopped:
+            return
+        node = self._random.choice(self._faults.honest)
+        if node.is_up:
+            token = len(self.submitted) + 1
+            count = self._random.randint(1, 3)
+            transactions = tuple(self._transaction(node.node_id, token, i) for i in range(count))
+            self.submitted[token] = transactions
+            node.take(TransactionsSubmitted(token, transactions))
+        self._world.after(int(self._random.expovariate(1 / (120 * MS))), self._submit)
+
+    def _transaction(self, node_id: str, token: int, index: int) -> Transaction:
+        choice = self._random.random()
+        sae = f"sae-{node_id}"
+        if choice < 0.3:
+            return SaeRegistered(f"sae-{token}-{index}", node_id)
+        if choice < 0.5:
+            names = self._world.node_ids
+            link = f"{node_id}-{names[(names.index(node_id) + 1) % len(names)]}"
+            return AlarmRaised(link, token, "qber", 110_000 + index, node_id)
+        key_id = (token * 16 + index).to_bytes(16, "big")
+        return KeyDelivered(key_id, sae, sae, 256, (node_id,), ())
+
+
+def run_seed(
+    seed: int,
+    nodes: int = 7,
+    *,
+    validators: int | None = None,
+    topology: str | None = None,
+    plan: FaultPlan | None = None,
+    keep_trace: bool = False,
+    settings: ReplicaSettings = SETTINGS,
+    dropped_tables: frozenset[str] = frozenset(),
+) -> RunResult:
+    """Run one seed to its end or to its first violation. `dropped_tables` breaks every disk (for tests)."""
+    plan = plan or FaultPlan()
+    voting = nodes if validators is None else validators
+    checkers = Checkers()
+    chosen = topology or choose_topology(seed)
+    world = World(seed, nodes, chosen, settings, checkers, voting)
+    checkers.world = world
+    world.trace_lines = [] if keep_trace else None
+    faults = Faults(world, plan, voting)
+    for node in world.nodes.values():
+        node.disk.dropped_tables = dropped_tables
+        world.at(0, node.start)
+    workload = Workload(world, faults)
+    violation = None
+    try:
+        world.run_until(plan.duration_ns)
+        _heal_and_check(world, faults, workload, checkers)
+    except (Violation, AssertionError) as error:
+        violation = f"{type(error).__name__}: {error}"
+    return RunResult(
+        seed=seed,
+        nodes=nodes,
+        topology=chosen,
+        liars=tuple(name for name, node in world.nodes.items() if node.byzantine),
+        events=world.events,
+        checks=checkers.checks,
+        heights=max(checkers.committed, default=0),
+        views_max=max((view for _, view in checkers.notarized), default=0),
+        crashes=sum(node.lives - 1 for node in world.nodes.values()),
+        transactions=len(checkers.executed),
+        messages=world.network.messages_sent,
+        bytes_sent=world.network.bytes_sent,
+        trace_hash=world.trace_hash(),
+        violation=violation,
+        trace=tuple(world.trace_lines or ()),
+    )
+
+
+def _heal_and_check(world: World, faults: Faults, workload: Workload, checkers: Checkers) -> None:
+    faults.heal()
+    goal = max(checkers.committed, default=0) + HEIGHTS_AFTER_HEALING
+    end_ns = world.now_ns + LIVENESS_BOUND_NS
+
+    def all_reached() -> bool:
+        replicas = [node.replica for node in faults.honest]
+        return all(replica is not None and replica.height >= goal for replica in replicas)
+
+    if not world.run_until(end_ns, all_reached):
+        heights = [node.replica.height if node.replica else None for node in faults.honest]
+        raise Violation(f"invariant 16: heights {heights} do not reach {goal} within the bound after healing")
+    workload.stopped = True
+
+    def all_executed() -> bool:
+        return not _missing(workload, checkers)
+
+    if not world.run_until(end_ns, all_executed):
+        missing = _missing(workload, checkers)
+        raise Violation(f"invariant 16: {len(missing)} admitted transactions are not committed, such as {missing[0]}")
+    for node in faults.honest:
+        _check_replay(world, node.node_id)
+
+
+def _missing(workload: Workload, checkers: Checkers) -> list[Transaction]:
+    admitted = sorted(checkers.admitted)
+    return [each for token in admitted for each in workload.submitted[token] if encode(each) not in checkers.executed]
+
+
+def _check_replay(world: World, node_id: str) -> None:
+    """Invariant 18: what the disk holds replays to the state in memory (or to an earlier one, if a sync is on)."""
+    node = world.nodes[node_id]
+    again = Replica(
+        genesis=world.genesis,
+        node_id=node_id,
+        signer=node.signer,
+        verifier=world.verifier,
+        settings=world.settings,
+        jitter=random.Random(0),
+        stored=node.disk.stored(),
+    )
+    assert node.replica is not None
+    same = again.height != node.replica.height or again.state.root == node.replica.state.root
+    if not same:
+        raise Violation(f"invariant 18: the disk of {node_id} replays to another state at height {again.height}")

@@ -1,0 +1,325 @@
+"""Virtual time: one queue of events, the nodes, and the drivers that connect a replica to disk and network.
+
+A simulated driver keeps the order of the daemon's: the writes of a batch are synced, then its messages leave; inputs
+that arrive during a sync join the next batch. Same seed, same events, same trace hash.
+"""
+
+import hashlib
+import heapq
+import random
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from ledger.genesis import Genesis, GenesisLink, GenesisNode, GenesisSae
+from ledger.inputs import Input, MessageReceived, PeerDown, PeerUp, Started, TimePassed
+from ledger.messages import decode
+from ledger.outputs import BlockCommitted, Erase, Output, SendMessage, Store, TransactionsAdmitted
+from ledger.replica import Replica, ReplicaSettings
+from ledger.signatures import SimulatedSigner, SimulatedVerifier
+from loadtest.simulation.disk import Batch, Disk
+from loadtest.simulation.network import MS, Network
+
+WALL_EPOCH_NS = 1_800_000_000_000_000_000
+GENESIS_TIME_NS = WALL_EPOCH_NS - 1
+
+
+class Observer(Protocol):
+    """Sees everything that the checkers need; raises to stop a run."""
+
+    def on_outputs(self, node: "SimulatedNode", outputs: list[Output]) -> None:
+        """After every step of a replica."""
+        ...
+
+    def on_send(self, node: "SimulatedNode", message: SendMessage) -> None:
+        """Right before a message leaves a node."""
+        ...
+
+    def on_admitted(self, node: "SimulatedNode", token: int) -> None:
+        """When a submitter is told that its transactions are safe."""
+        ...
+
+    def on_start(self, node: "SimulatedNode") -> None:
+        """After a replica was made from its disk."""
+        ...
+
+
+@dataclass
+class Tail:
+    """What waits for the disk: writes, and what leaves after them."""
+
+    batch: Batch = field(default_factory=Batch)
+    admitted: list[int] = field(default_factory=list)
+    messages: list[SendMessage] = field(default_factory=list)
+
+
+class SimulatedNode:
+    """A replica, its disk and its driver. `corrupt` may rewrite the outputs of a Byzantine node."""
+
+    def __init__(self, world: "World", node_id: str, signer: SimulatedSigner) -> None:
+        self.node_id = node_id
+        self.signer = signer
+        self.disk = Disk()
+        self.replica: Replica | None = None
+        self.byzantine = False
+        self.corrupt: Callable[[list[Output]], list[Output]] | None = None
+        self.overhear: Callable[[MessageReceived], list[Output]] | None = None
+        self.wall_skew_ns = 0
+        self.crash_at_syncs: set[int] = set()
+        self.lives = 0
+        self._world = world
+        self._next = Tail()
+        self._current: Tail | None = None
+        self._syncs = 0
+        self._wake_ns: int | None = None
+
+    @property
+    def is_up(self) -> bool:
+        """Whether the process runs."""
+        return self.replica is not None
+
+    def start(self) -> None:
+        """Start (again) from what the disk holds."""
+        world = self._world
+        self.lives += 1
+        self.replica = Replica(
+            genesis=world.genesis,
+            node_id=self.node_id,
+            signer=self.signer,
+            verifier=world.verifier,
+            settings=world.settings,
+            jitter=random.Random(f"{world.seed}/{self.node_id}/{self.lives}/jitter"),
+            stored=self.disk.stored(),
+            wall_offset_ns=WALL_EPOCH_NS + self.wall_skew_ns,
+        )
+        world.observer.on_start(self)
+        self.take(Started())
+        for peer in world.network.neighbours(self.node_id):
+            world.connect(self.node_id, peer)
+
+    def crash(self) -> None:
+        """Lose power: memory is gone, and the batch on its way to the disk arrived or did not."""
+        assert self.replica is not None
+        self.disk.crash(None if self._current is None else self._current.batch, self._world.random)
+        self.replica, self._current, self._next, self._wake_ns = None, None, Tail(), None
+        for peer in self._world.network.neighbours(self.node_id):
+            self._world.after(self._world.detection_ns, self._world.lose, peer, self.node_id)
+
+    def set_wall_skew(self, skew_ns: int) -> None:
+        """Let the wall clock jump."""
+        self.wall_skew_ns = skew_ns
+        if self.replica is not None:
+            self.replica.wall_offset_ns = WALL_EPOCH_NS + skew_ns
+
+    def take(self, input: Input) -> None:
+        """Give the replica an input and carry out what it wants."""
+        if self.replica is None:
+            return
+        self._world.trace(self.node_id, input)
+        outputs = self.replica.step(self._world.now_ns, input)
+        if self.overhear is not None and isinstance(input, MessageReceived):
+            outputs = outputs + self.overhear(input)
+        if self.corrupt is not None:
+            outputs = self.corrupt(outputs)
+        self._world.observer.on_outputs(self, outputs)
+        self._carry_out(outputs)
+        self._schedule_wake()
+
+    def _carry_out(self, outputs: list[Output]) -> None:
+        for output in outputs:
+            if isinstance(output, Store | Erase):
+                self._next.batch.writes.append(output)
+            elif isinstance(output, SendMessage):
+                if output.after_sync:
+                    self._next.messages.append(output)
+                else:
+                    self._send(output)
+            elif isinstance(output, TransactionsAdmitted):
+                self._next.admitted.append(output.token)
+        if self._current is None:
+            self._sync()
+
+    def _sync(self) -> None:
+        """Write the collected batch; one that writes nothing is done at once."""
+        if self._next == Tail():
+            return
+        self._current, self._next = self._next, Tail()
+        if not self._current.batch.writes:
+            self._synced(self.lives)
+            return
+        self._world.after(self._world.sync_ns(), self._synced, self.lives)
+
+    def _synced(self, life: int) -> None:
+        if self.replica is None or life != self.lives or self._current is None:
+            return
+        tail, self._current = self._current, None
+        if tail.batch.writes:
+            self._syncs += 1
+            if self._syncs in self.crash_at_syncs:
+                self._crash_at_sync(tail)
+                return
+            self.disk.apply(tail.batch)
+        for token in tail.admitted:
+            self._world.observer.on_admitted(self, token)
+        for message in tail.messages:
+            self._send(message)
+        self._sync()
+
+    def _crash_at_sync(self, tail: Tail) -> None:
+        """Crash right before the sync (half of the time), or right after it and before anything leaves."""
+        if self._world.random.random() < 0.5:
+            self.disk.apply(tail.batch)
+        self.crash()
+        self._world.after(self._world.restart_ns(), self._restart)
+
+    def _restart(self) -> None:
+        if self.replica is None:
+            self.start()
+
+    def _send(self, message: SendMessage) -> None:
+        self._world.observer.on_send(self, message)
+        self._world.send(self.node_id, message)
+
+    def _schedule_wake(self) -> None:
+        assert self.replica is not None
+        deadline_ns = self.replica.next_deadline_ns()
+        if deadline_ns is None or (self._wake_ns is not None and self._wake_ns <= deadline_ns):
+            return
+        self._wake_ns = max(deadline_ns, self._world.now_ns)
+        self._world.at(self._wake_ns, self._wake, self.lives, self._wake_ns)
+
+    def _wake(self, life: int, wake_ns: int) -> None:
+        if self.replica is None or life != self.lives or wake_ns != self._wake_ns:
+            return
+        self._wake_ns = None
+        deadline_ns = self.replica.next_deadline_ns()
+        if deadline_ns is not None and deadline_ns <= self._world.now_ns:
+            self.take(TimePassed())
+        else:
+            self._schedule_wake()
+
+
+class World:
+    """A cluster under a seed; `at` and `after` schedule, `run_until` lets time pass."""
+
+    def __init__(
+        self, seed: int, node_count: int, topology: str, settings: ReplicaSettings, observer: Observer, validators: int
+    ) -> None:
+        self.seed = seed
+        self.random = random.Random(f"{seed}/world")
+        self.now_ns = 0
+        self.events = 0
+        self.observer = observer
+        self.settings = settings
+        self.detection_ns = 20 * MS
+        self.node_ids = [f"n{i:03}" for i in range(node_count)]
+        self.network = Network(self.node_ids, topology, random.Random(f"{seed}/network"))
+        signers = [SimulatedSigner(hashlib.sha256(f"{seed}/{name}".encode()).digest()) for name in self.node_ids]
+        self.verifier = SimulatedVerifier(tuple(signers))
+        self.genesis = _make_genesis(seed, self.node_ids, signers, validators)
+        pairs = zip(self.node_ids, signers, strict=True)
+        self.nodes = {name: SimulatedNode(self, name, signer) for name, signer in pairs}
+        self._queue: list[tuple[int, int, Callable[..., None], tuple[object, ...]]] = []
+        self._sequence = 0
+        self._hash = hashlib.blake2b(digest_size=16)
+        self.trace_lines: list[str] | None = None
+
+    # ---- time
+
+    def at(self, time_ns: int, call: Callable[..., None], *arguments: object) -> None:
+        """Call at a moment; equal moments in the order of scheduling."""
+        self._sequence += 1
+        heapq.heappush(self._queue, (time_ns, self._sequence, call, arguments))
+
+    def after(self, delay_ns: int, call: Callable[..., None], *arguments: object) -> None:
+        """Call after a delay."""
+        self.at(self.now_ns + delay_ns, call, *arguments)
+
+    def run_until(self, time_ns: int, done: Callable[[], bool] | None = None) -> bool:
+        """Let events happen up to `time_ns`, or until `done` (asked every 64 events) is true; returns `done`."""
+        while self._queue and self._queue[0][0] <= time_ns:
+            self.now_ns, _, call, arguments = heapq.heappop(self._queue)
+            self.events += 1
+            call(*arguments)
+            if done is not None and self.events % 64 == 0 and done():
+                return True
+        self.now_ns = max(self.now_ns, time_ns)
+        return done is not None and done()
+
+    def sync_ns(self) -> int:
+        """Draw how long a sync takes."""
+        return int(self.random.random() ** 3 * 5 * MS)
+
+    def restart_ns(self) -> int:
+        """Draw how long a crashed node stays away."""
+        return int(self.random.random() * 2_000 * MS)
+
+    # ---- messages and connections
+
+    def send(self, source: str, message: SendMessage) -> None:
+        """Put a message on the network."""
+        for delay_ns in self.network.arrivals_ns(source, message.peer, len(message.payload)):
+            self.after(delay_ns, self._arrive, message.peer, MessageReceived(source, message.payload))
+
+    def _arrive(self, target: str, received: MessageReceived) -> None:
+        if self.network.is_connected(target, received.peer):
+            self.nodes[target].take(received)
+
+    def connect(self, one: str, other: str) -> None:
+        """Tell both ends that their connection is up, if both run and it is not broken."""
+        if self.nodes[one].is_up and self.nodes[other].is_up and self.network.is_connected(one, other):
+            self.nodes[one].take(PeerUp(other))
+            self.nodes[other].take(PeerUp(one))
+
+    def lose(self, node: str, peer: str) -> None:
+        """Tell a node that its connection with `peer` is gone, unless it came back."""
+        if not (self.nodes[peer].is_up and self.network.is_connected(node, peer)):
+            self.nodes[node].take(PeerDown(peer))
+
+    # ---- the trace
+
+    def trace(self, node_id: str, input: Input) -> None:
+        """Add an input to the trace hash (and to the readable trace, if one is kept)."""
+        name = type(input).__name__
+        detail = input.payload if isinstance(input, MessageReceived) else b""
+        self._hash.update(f"{self.now_ns} {node_id} {name} ".encode() + detail)
+        if self.trace_lines is not None:
+            self.trace_lines.append(f"{self.now_ns / 1e6:12.3f} ms  {node_id}  {describe(input)}")
+
+    def trace_hash(self) -> str:
+        """Return the hash of everything that happened."""
+        return self._hash.hexdigest()
+
+    def note(self, text: str) -> None:
+        """Add a line to the readable trace."""
+        if self.trace_lines is not None:
+            self.trace_lines.append(f"{self.now_ns / 1e6:12.3f} ms  ---- {text}")
+
+
+def describe(event: Input | Output) -> str:
+    """Return one readable line for an input or output, without payload bytes."""
+    match event:
+        case MessageReceived(peer, payload):
+            try:
+                return f"from {peer}: {type(decode(payload)).__name__} {len(payload)} B"
+            except ValueError:
+                return f"from {peer}: {len(payload)} malformed bytes"
+        case BlockCommitted(height, block, certificate, receipts):
+            return f"committed {height} {block.digest.hex()[:8]} in view {certificate.view}: {len(receipts)} records"
+        case PeerUp(peer) | PeerDown(peer):
+            return f"{type(event).__name__} {peer}"
+        case _:
+            return type(event).__name__
+
+
+def _make_genesis(seed: int, node_ids: list[str], signers: list[SimulatedSigner], validators: int) -> Genesis:
+    pairs = list(zip(node_ids, signers, strict=True))
+    return Genesis(
+        chain_id=f"simulation-{seed}",
+        time_ns=GENESIS_TIME_NS,
+        nodes=tuple(GenesisNode(name, s.public_key, i < validators) for i, (name, s) in enumerate(pairs)),
+        links=tuple(
+            GenesisLink(f"{a}-{b}", a, b) for a, b in zip(node_ids, node_ids[1:] + node_ids[:1], strict=True) if a != b
+        ),
+        saes=tuple(GenesisSae(f"sae-{name}", name) for name in node_ids),
+    )
