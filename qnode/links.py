@@ -192,10 +192,8 @@ class Link:
     def next_deadline_ns(self) -> int | None:
         """When `tick` must be called next."""
         if self._running is not None:
-            return self._running.deadline_ns
-        if self.role != TRANSMITTER or self.peer not in self._services.context.connected:
-            return None
-        return self._next_start_ns
+            return None if self._running.busy else self._running.deadline_ns  # a job's end is a step of its own
+        return self._next_start_ns if self._is_free() else None
 
     def peer_lost(self) -> None:
         """The neighbour is gone: a session under way ends."""
@@ -291,11 +289,13 @@ class Link:
         return 8 * (keys.available_bytes(self.link_id) + keys.available_bytes(self.link_id, own=False))
 
     def _may_start(self) -> bool:
-        context = self._services.context
+        return self._is_free() and self._services.context.now_ns >= self._next_start_ns
+
+    def _is_free(self) -> bool:
+        """Whether only time keeps the next session from starting; all else that does ends with an input."""
         return (
             self.role == TRANSMITTER
-            and self.peer in context.connected
-            and context.now_ns >= self._next_start_ns
+            and self.peer in self._services.context.connected
             and self._jobs == 0  # a job of a session that was given up may still use the device
             and len(self._unrecorded) < 4  # the chain is behind: wait for it instead of piling up pending key
         )
@@ -402,6 +402,8 @@ class Link:
     def _run_next(self, running: _Running) -> None:
         if running.busy or not running.queue or self._running is not running:
             return
+        if self._services.context.now_ns >= running.deadline_ns:
+            return  # the `tick` of this step ends the session, however much still waits
         running.busy = True
         self._jobs += 1
         step = running.queue.popleft()
