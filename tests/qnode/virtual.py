@@ -132,7 +132,9 @@ class Cluster:
         host = self.hosts[name]
         host.node = None
         host.life += 1
-        for pair in [pair for pair in self._up if name in pair]:
+        host.busy_until_ns = 0
+        self._deadlines.pop(name, None)
+        for pair in sorted((pair for pair in self._up if name in pair), key=sorted):
             self._disconnect(pair)
 
     def cut(self, one: str, other: str) -> None:
