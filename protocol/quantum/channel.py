@@ -57,6 +57,10 @@ class FibreParameters:
         """Return transmittances of `count` coherence intervals."""
         return np.full(count, self.transmittance)
 
+    def fading_levels(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Return (weights, transmittances) for averages over the fading: one level."""
+        return np.ones(1), np.array([self.transmittance])
+
 
 class Medium(Protocol):
     """What light travels through; every medium is a frozen record of parameters."""
@@ -78,6 +82,10 @@ class Medium(Protocol):
 
     def fading(self, physics: np.random.Generator, count: int) -> NDArray[np.float64]:
         """Transmittances of `count` coherence intervals, mean `transmittance`."""
+        ...
+
+    def fading_levels(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Weights (sum one) and transmittances that stand for the fading in averages."""
         ...
 
 

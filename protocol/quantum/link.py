@@ -21,6 +21,7 @@ from protocol.quantum._sampling import BATCH, merge, propose, random_words
 from protocol.quantum.channel import ChannelParameters, FibreParameters, Medium
 from protocol.quantum.detector import UNPOLARISED, DetectorParameters
 from protocol.quantum.eavesdropper import Eavesdropper
+from protocol.quantum.free_space import FreeSpaceParameters
 from protocol.quantum.noise import NoiseParameters
 from protocol.quantum.source import (
     PULSES_MAX,
@@ -36,7 +37,7 @@ __all__ = ["Choices", "Detections", "LightError", "LinkParameters", "Receiver", 
 # A frame whose gates promise more dark counts than this (384 MiB of them) is refused instead of exhausting memory.
 FRAME_DARK_COUNTS_MAX: Final = 2**24
 
-_MEDIA: Final[dict[str, type]] = {"fibre": FibreParameters}
+_MEDIA: Final[dict[str, type]] = {"fibre": FibreParameters, "free_space": FreeSpaceParameters}
 
 
 @dataclass(frozen=True, slots=True)

@@ -46,47 +46,57 @@ class Signature:
     live_fraction: float
 
 
-def expected_signature(
-    parameters: LinkParameters, attack: Eavesdropper | None = None, transmittance: float | None = None
-) -> Signature:
-    """Return the signature of a link under `attack` (a jammer: inside its bursts) at the medium's mean transmittance.
+def expected_signature(parameters: LinkParameters, attack: Eavesdropper | None = None) -> Signature:
+    """Return the signature of a link under `attack` (a jammer: inside its bursts), averaged over the fading.
 
     Exact for light, background and dark counts; dead time and after-pulses by renewal theory, which is exact for a
     constant click probability.
     """
-    bits = _live_bits(parameters, attack, transmittance)  # [intensity, Alice's basis, bit, Bob's basis, outcome]
-    source, detector = parameters.source, parameters.detector
-    z_alice, z_bob = source.basis_z_probability, detector.basis_z_probability
-    weight = np.einsum("k,a,b->kab", source.intensity_probabilities, (z_alice, 1.0 - z_alice), (z_bob, 1.0 - z_bob))
-    clicks = bits.sum(axis=-1).mean(axis=2)
-    mean_click = float((weight * clicks).sum())
-    live, after = _live_fraction(parameters, mean_click)
-    errors = 0.5 * (bits[:, :, 0, :, 1] + bits[:, :, 1, :, 0])
-    registered = live * (1.0 - (1.0 - clicks) * (1.0 - after))
-    wrong = live * (errors * (1.0 - after) + 0.5 * after)
-    share = weight / np.array(source.intensity_probabilities)[:, None, None]
-    sifted = np.stack([share[:, b, b] * registered[:, b, b] for b in (0, 1)], axis=1)
-    sifted_wrong = np.stack([share[:, b, b] * wrong[:, b, b] for b in (0, 1)], axis=1)
+    weights, levels = parameters.channel.medium.fading_levels()
+    registered, wrong = np.zeros(1), np.zeros(1)
+    click_rate = live = 0.0
+    for weight, level in zip(weights.tolist(), levels.tolist(), strict=True):
+        at_level = _registered(parameters, attack, level)
+        registered, wrong = registered + weight * at_level[0], wrong + weight * at_level[1]
+        click_rate, live = click_rate + weight * at_level[2], live + weight * at_level[3]
+    sifted, sifted_wrong = (np.stack([v[:, b, b] for b in (0, 1)], axis=1) for v in (registered, wrong))
     return Signature(
-        gain=tuple((share * registered).sum(axis=(1, 2)).tolist()),
+        gain=tuple(np.sum(registered, axis=(1, 2)).tolist()),
         qber=tuple(_ratio(sifted_wrong.sum(axis=1), sifted.sum(axis=1)).tolist()),
         basis_gain=tuple((row[0], row[1]) for row in sifted.tolist()),
         basis_qber=tuple((row[0], row[1]) for row in _ratio(sifted_wrong, sifted).tolist()),
-        click_rate=float((weight * registered).sum()),
+        click_rate=click_rate,
         live_fraction=live,
     )
+
+
+def _registered(
+    parameters: LinkParameters, attack: Eavesdropper | None, transmittance: float
+) -> tuple[Floats, Floats, float, float]:
+    """Return at one transmittance: registered detections and errors per pulse of an intensity, as [intensity, Alice's
+    basis, Bob's basis] with the probability of the bases; the click rate; the live fraction."""
+    bits = _live_bits(parameters, attack, transmittance)  # [intensity, Alice's basis, bit, Bob's basis, outcome]
+    source, detector = parameters.source, parameters.detector
+    z_alice, z_bob = source.basis_z_probability, detector.basis_z_probability
+    share = np.outer((z_alice, 1.0 - z_alice), (z_bob, 1.0 - z_bob))
+    chances = np.array(source.intensity_probabilities)
+    clicks = bits.sum(axis=-1).mean(axis=2)
+    live, after = _live_fraction(parameters, float(np.einsum("k,kab,ab->", chances, clicks, share)))
+    errors = 0.5 * (bits[:, :, 0, :, 1] + bits[:, :, 1, :, 0])
+    registered = share * live * (1.0 - (1.0 - clicks) * (1.0 - after))
+    wrong = share * live * (errors * (1.0 - after) + 0.5 * after)
+    return registered, wrong, float(np.einsum("k,kab->", chances, registered)), live
 
 
 def _ratio(wrong: Floats, total: Floats) -> Floats:
     return np.asarray(np.divide(wrong, total, out=np.full(total.shape, 0.5), where=total > 0.0))
 
 
-def _live_bits(parameters: LinkParameters, attack: Eavesdropper | None, transmittance: float | None) -> Floats:
+def _live_bits(parameters: LinkParameters, attack: Eavesdropper | None, transmittance: float) -> Floats:
     """Return P(live gate gives this bit) as [intensity, Alice's basis, bit, Bob's basis, outcome]."""
     detector, channel = parameters.detector, parameters.channel
     blinded = attack is not None and attack.blinding
-    behind = channel.medium.transmittance if transmittance is None else transmittance
-    forward, transition, jamming_hz = None, None, 0.0
+    behind, forward, transition, jamming_hz = transmittance, None, None, 0.0
     if attack is not None:
         behind, forward, transition = attack.transmittance(behind), attack.forward(None), attack.transition()
         jamming_hz = attack.background(0, parameters.source.pulse_rate_hz)[0]
