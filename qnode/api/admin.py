@@ -18,7 +18,7 @@ TRANSACTIONS_PER_CALL_MAX: Final = 4096  # one full bundle
 class Admin:
     """`/admin/v1/…`."""
 
-    prefix = ("admin", "v1")
+    prefix: tuple[str, ...] = ("admin", "v1")
 
     def __init__(self, ask: Ask) -> None:
         self._ask = ask

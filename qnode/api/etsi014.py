@@ -26,7 +26,7 @@ _INTEGER_MAX: Final = 2**31 - 1
 class Etsi014:
     """The door of applications: `/api/v1/keys/{SAE_ID}/{method}`."""
 
-    prefix = ("api", "v1", "keys")
+    prefix: tuple[str, ...] = ("api", "v1", "keys")
 
     def __init__(self, ask: Ask, limits: PoolSettings) -> None:
         self._ask = ask

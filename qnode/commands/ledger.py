@@ -1,0 +1,198 @@
+"""`qnode ledger show|verify`."""
+
+import asyncio
+import datetime
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import click
+
+from qnode.cluster import OPERATOR, Cluster, Member
+from qnode.commands.output import cluster_option, json_option, print_json, print_table
+
+PAGE_BLOCKS: Final = 500
+
+
+@click.group(short_help="Read and check the chain.")
+def ledger() -> None:
+    """Read and check the chain.
+
+    \b
+    Examples:
+      qnode ledger show --cluster demo --from 1 --count 10
+      qnode ledger verify --cluster demo
+    """
+
+
+@ledger.command()
+@cluster_option
+@click.option("--node", "node_id", help="Ask this node; the first of the cluster without it.")
+@click.option("--from", "first_height", type=click.IntRange(1), help="First height; the last blocks without it.")
+@click.option("--count", type=click.IntRange(1, 1000), default=20, show_default=True, help="How many blocks.")
+@json_option
+def show(directory: Path, node_id: str | None, first_height: int | None, count: int, as_json: bool) -> None:
+    """Show committed blocks and their records."""
+    found = Cluster.open(directory)
+    member = found.members[0] if node_id is None else found.member(node_id)
+    if first_height is None:
+        height = member.client(OPERATOR).call("GET", "/admin/v1/status")["ledger"]["height"]
+        first_height = max(1, height - count + 1)
+    blocks = _blocks(member, first_height, count)
+    if as_json:
+        print_json({"blocks": blocks})
+        return
+    print_table(
+        ("height", "time (UTC)", "block", "view", "signers", "records"),
+        [
+            (
+                block["height"],
+                datetime.datetime.fromtimestamp(block["time_ns"] / 1e9, datetime.UTC).strftime("%H:%M:%S.%f")[:-3],
+                block["digest"][:16],
+                block["view"],
+                len(block["signers"]),
+                _kinds(block["transactions"]),
+            )
+            for block in blocks
+        ],
+    )
+
+
+def _blocks(member: Member, first_height: int, count: int) -> list[dict[str, Any]]:
+    answer = member.client(OPERATOR).call("GET", f"/admin/v1/ledger/blocks?from={first_height}&count={count}")
+    blocks: list[dict[str, Any]] = answer["blocks"]
+    return blocks
+
+
+def _kinds(transactions: Sequence[dict[str, Any]]) -> str:
+    counts: dict[str, int] = {}
+    for transaction in transactions:
+        kind = str(transaction.get("kind", "record")) + ("" if transaction["ok"] else " (refused)")
+        counts[kind] = counts.get(kind, 0) + 1
+    return ", ".join(f"{count} {kind}" for kind, count in sorted(counts.items())) or "-"
+
+
+@ledger.command()
+@cluster_option
+@json_option
+def verify(directory: Path, as_json: bool) -> None:
+    """Check the whole chain of every node. Exit status 0 only when all of it holds.
+
+    A stopped node's chain is read from its disk and executed again: hash links, state roots, a valid commit
+    certificate of a quorum for every block, the signature of every bundle. A running node's chain is read over its API and compared
+    with the others: hash links, and equal blocks and state roots at equal heights.
+    """
+    found = Cluster.open(directory)
+    reports = [_verify_running(member) if member.process else _verify_stored(found, member) for member in found.members]
+    faults = [report["fault"] for report in reports if report["fault"]]
+    faults += _disagreements(reports)
+    documents = [{name: value for name, value in report.items() if name != "digests"} for report in reports]
+    if as_json:
+        print_json({"ok": not faults, "nodes": documents, "faults": faults})
+    else:
+        print_table(
+            ("node", "checked", "height", "blocks", "transactions", "tip"),
+            [(x["node_id"], x["how"], x["height"], x["blocks"], x["transactions"], x["tip"][:16]) for x in documents],
+        )
+        click.echo("\n".join(faults) if faults else "the chain holds on every node")
+    if faults:
+        sys.exit(1)
+
+
+def _report(member: Member, how: str, digests: dict[int, str], transactions: int, fault: str | None) -> dict[str, Any]:
+    height = max(digests, default=0)
+    return {
+        "node_id": member.settings.node_id,
+        "how": how,
+        "height": height,
+        "blocks": len(digests),
+        "transactions": transactions,
+        "tip": digests.get(height, ""),
+        "fault": fault and f"{member.settings.node_id}: {fault}",
+        "digests": digests,
+    }
+
+
+def _verify_running(member: Member) -> dict[str, Any]:
+    digests: dict[int, str] = {}
+    transactions, previous = 0, None
+    while True:
+        blocks = _blocks(member, len(digests) + 1, PAGE_BLOCKS)
+        for block in blocks:
+            height = len(digests) + 1
+            if block["height"] != height or (previous is not None and block["previous"] != previous):
+                return _report(member, "over its API", digests, transactions, f"height {height} does not follow")
+            previous = digests[height] = block["digest"]
+            transactions += len(block["transactions"])
+        if not blocks:
+            return _report(member, "over its API", digests, transactions, None)
+
+
+def _verify_stored(found: Cluster, member: Member) -> dict[str, Any]:
+    from ledger.chain import BLOCK_TABLE
+    from qnode.io.storage import FILE_NAME, Storage
+
+    async def load() -> list[tuple[bytes, bytes]]:
+        storage = await Storage.open(member.settings.state_directory)
+        try:
+            return await storage.load(BLOCK_TABLE)
+        finally:
+            await storage.close()
+
+    if not (member.settings.state_directory / FILE_NAME).exists():
+        return _report(member, "nothing stored", {}, 0, None)
+    digests, transactions, fault = _execute_again(found, asyncio.run(load()))
+    return _report(member, "on its disk", digests, transactions, fault)
+
+
+def _execute_again(found: Cluster, rows: Sequence[tuple[bytes, bytes]]) -> tuple[dict[int, str], int, str | None]:
+    """Append every stored block to a fresh chain, with all the checks that a new node would make."""
+    from ledger.block import Block, MalformedBlock
+    from ledger.chain import Chain, StoredBlock
+    from ledger.encoding import MalformedEncoding
+    from ledger.execution import Rules
+    from ledger.signatures import Ed25519Verifier
+    from ledger.votes import Certificate
+
+    genesis, verifier = found.genesis, Ed25519Verifier()
+    chain = Chain(genesis, Rules.of(genesis, verifier), None)
+    keys = {node.node_id: node.public_key for node in genesis.nodes}
+    digests: dict[int, str] = {}
+    transactions = 0
+    for _, row in rows:
+        height = chain.height + 1
+        try:
+            stored = StoredBlock.decode(row)
+            block = Block.decode(stored.block, genesis.parameters)
+            certificate = Certificate.decode(stored.certificate)
+        except (MalformedEncoding, MalformedBlock) as error:
+            return digests, transactions, f"height {height}: {error}"
+        fault = chain.block_fault(block) or chain.certificate_fault(block, certificate)
+        unsigned = [
+            bundle.sender
+            for bundle in block.bundles
+            if not bundle.is_signed_by(keys[bundle.sender], genesis.chain_id, genesis.digest, verifier)
+        ]
+        if fault is None and unsigned:
+            fault = f"a bundle of {unsigned[0]} is not signed by it"
+        if fault is not None:
+            return digests, transactions, f"height {height}: {fault}"
+        _, again = chain.append(block, certificate)
+        if again != row:
+            return digests, transactions, f"height {height}: it executes differently than before"
+        digests[height] = block.digest.hex()
+        transactions += block.transaction_count
+    return digests, transactions, None
+
+
+def _disagreements(reports: Sequence[dict[str, Any]]) -> list[str]:
+    """Name the first height at which two nodes have different blocks; a block's digest covers the state before it."""
+    longest = max(reports, key=lambda report: len(report["digests"]))
+    faults = []
+    for report in reports:
+        for height, digest in report["digests"].items():
+            if longest["digests"][height] != digest:
+                faults.append(f"{report['node_id']} and {longest['node_id']} have different blocks at height {height}")
+                break
+    return faults
