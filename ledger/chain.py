@@ -56,7 +56,10 @@ class StoredBlock(NamedTuple):
 class Chain:
     """The tip and everything below it; `append` is the only way forward."""
 
-    def __init__(self, genesis: Genesis, rules: Rules, archive: Archive | None) -> None:
+    def __init__(
+        self, genesis: Genesis, rules: Rules, archive: Archive | None, recent_blocks_max: int | None = None
+    ) -> None:
+        """Start at the genesis. Without an archive all blocks stay in memory, unless `recent_blocks_max` says not."""
         self.genesis = genesis
         self.state = State(genesis)
         self.tip_digest = genesis.digest
@@ -64,6 +67,7 @@ class Chain:
         self._rules = rules
         self._archive = archive
         self._recent: dict[int, StoredBlock] = {}
+        self._recent_max = RECENT_BLOCKS_MAX if recent_blocks_max is None and archive is not None else recent_blocks_max
 
     @property
     def height(self) -> int:
@@ -115,7 +119,7 @@ class Chain:
 
     def _remember(self, height: int, stored: StoredBlock) -> None:
         self._recent[height] = stored
-        if self._archive is not None and len(self._recent) > RECENT_BLOCKS_MAX:
+        if self._recent_max is not None and len(self._recent) > self._recent_max:
             self._recent.pop(next(iter(self._recent)))
 
     def replay(self, rows: Iterable[tuple[bytes, bytes]]) -> None:

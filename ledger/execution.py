@@ -75,8 +75,8 @@ def execute(state: State, block: Block, rules: Rules) -> list[Receipt]:
     state.begin(block.height)
     receipts: list[Receipt] = []
     for bundle in block.bundles:
-        for body in bundle.transactions:
-            receipts.append(_execute_one(state, rules, bundle.sender, body))
+        for body, transaction_id in zip(bundle.transactions, bundle.transaction_ids, strict=True):
+            receipts.append(_execute_one(state, rules, bundle.sender, body, transaction_id))
         state.put_sequence(bundle.sender, bundle.sequence)
     state.finish(block.digest, receipts_root(receipts))
     return receipts
@@ -88,8 +88,7 @@ def receipts_root(receipts: Sequence[Receipt]) -> bytes:
     return list_root([leaf_digest(pack(each)) for each in refused])
 
 
-def _execute_one(state: State, rules: Rules, sender: str, body: bytes) -> Receipt:
-    transaction_id = leaf_digest(body)
+def _execute_one(state: State, rules: Rules, sender: str, body: bytes, transaction_id: bytes) -> Receipt:
     try:
         transaction = decode(body)
     except MalformedTransaction as error:

@@ -123,23 +123,33 @@ class KeyDelivered:
     hops: tuple[Hop, ...]
 
     def __post_init__(self) -> None:
+        path, hops = self.path, self.hops
         _check_bytes("key_id", self.key_id, KEY_ID_SIZE_BYTES)
         _check_name("master_sae", self.master_sae)
         _check_name("slave_sae", self.slave_sae)
-        _check_integer("size_bits", self.size_bits)
-        _check(self.size_bits > 0, "size_bits is 0")
-        _check(type(self.path) is tuple and 1 <= len(self.path) <= PATH_NODES_MAX, f"path: 1 to {PATH_NODES_MAX} nodes")
-        for node_id in self.path:
+        if type(self.size_bits) is not int or not 0 < self.size_bits < 2**63:
+            raise MalformedTransaction("size_bits: expected a positive integer")
+        if type(path) is not tuple or not 1 <= len(path) <= PATH_NODES_MAX:
+            raise MalformedTransaction(f"path: expected 1 to {PATH_NODES_MAX} nodes")
+        for node_id in path:
             _check_name("a node of path", node_id)
-        _check(len(set(self.path)) == len(self.path), "path visits a node twice")
-        _check(type(self.hops) is tuple and len(self.hops) <= HOPS_MAX, f"hops: at most {HOPS_MAX}")
-        for hop in self.hops:
-            _check(type(hop) is tuple and len(hop) == 4, "a hop is (link_id, block_number, offset_bits, size_bits)")
-            _check_name("a hop's link_id", hop[0])
-            _check_integer("a hop's block_number", hop[1])
-            _check_integer("a hop's offset_bits", hop[2])
-            _check_integer("a hop's size_bits", hop[3])
-            _check(hop[3] > 0, "a hop's size_bits is 0")
+        if len(set(path)) != len(path):
+            raise MalformedTransaction("path visits a node twice")
+        if type(hops) is not tuple or len(hops) > HOPS_MAX:
+            raise MalformedTransaction(f"hops: expected at most {HOPS_MAX}")
+        for hop in hops:
+            _check_hop(hop)
+
+
+def _check_hop(hop: Any) -> None:
+    if type(hop) is not tuple or len(hop) != 4:
+        raise MalformedTransaction("a hop is (link_id, block_number, offset_bits, size_bits)")
+    link_id, block_number, offset_bits, size_bits = hop
+    _check_name("a hop's link_id", link_id)
+    _check_integer("a hop's block_number", block_number)
+    _check_integer("a hop's offset_bits", offset_bits)
+    if type(size_bits) is not int or not 0 < size_bits < 2**63:
+        raise MalformedTransaction("a hop's size_bits: expected a positive integer")
 
 
 @dataclass(frozen=True, slots=True)
