@@ -118,7 +118,7 @@ class FreeSpaceParameters:
         else:
             q = max(0.0, v - 0.5)
         per_km = 10.0 * math.log10(math.e) * 3.912 / v * (self.wavelength_nm / 550.0) ** -q
-        return per_km * self.range_m * 1e-3
+        return float(per_km * self.range_m * 1e-3)
 
     @property
     def scintillation_index(self) -> float:
