@@ -28,6 +28,9 @@ $(VENV)/.dev: requirements-dev.lock $(VENV)/.runtime
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements-dev.lock
 	@touch $@
 
+demo: $(VENV)/.runtime
+	@$(BIN)/python -m qnode.demo
+
 setup: $(VENV)/.dev
 
 test: $(VENV)/.dev
