@@ -17,6 +17,7 @@ from qnode import cluster as clusters
 from qnode.client import CallFailed
 from qnode.cluster import Cluster
 from qnode.initialise import Plan, initialise, read_topology
+from qnode.io import pidfile
 from qnode.io.entropy import OperatingSystemEntropy
 
 pytestmark = [pytest.mark.integration, pytest.mark.slow]
@@ -136,6 +137,7 @@ def test_kills_during_delivery_lose_nothing(ring: Cluster) -> None:
             process = victim.process
             assert process is not None, "a node ended by itself"
             os.kill(process, signal.SIGKILL)
+            pidfile.wait_until_stopped(victim.settings.state_directory)
             clusters.up(ring, timeout_s=60)
     finally:
         stop.set()
