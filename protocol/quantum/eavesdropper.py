@@ -196,9 +196,9 @@ class DetectorBlinding(Eavesdropper):
     """Blinds Bob's detectors with continuous light, measures the pulses herself, and makes Bob's detector click with
     bright pulses, which do so only in her basis.
 
-    Signature: misalignment, dark counts and double clicks vanish, so that the QBER and the gain of the vacuum intensity
-    fall to what after-pulses leave; sifted gains stay as they were since she doubles the rate; Bob's photocurrent
-    monitor shows the continuous light (`Receiver.photocurrent`).
+    Signature: misalignment, dark counts, after-pulses and double clicks vanish, so that the QBER and the gain of the
+    vacuum intensity fall to zero; sifted gains stay as they were since she doubles the rate; Bob's photocurrent monitor
+    shows the continuous light (`Receiver.photocurrent`).
     """
 
     kind: ClassVar[str] = "detector_blinding"

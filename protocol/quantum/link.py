@@ -323,7 +323,8 @@ class Receiver:
                 outcomes,
                 self._basis_threshold,
                 end,
-                self._rules,
+                # Avalanches fill the traps that release after-pulses, and a blinded detector has none.
+                self._rules._replace(after_pulse_probability=0.0) if blinded else self._rules,
                 self._carry,
             )
             self._complete_bases(function, detected, basis)

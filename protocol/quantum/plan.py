@@ -81,7 +81,8 @@ def _registered(
     share = np.outer((z_alice, 1.0 - z_alice), (z_bob, 1.0 - z_bob))
     chances = np.array(source.intensity_probabilities)
     clicks = bits.sum(axis=-1).mean(axis=2)
-    live, after = _live_fraction(parameters, float(np.einsum("k,kab,ab->", chances, clicks, share)))
+    blinded = attack is not None and attack.blinding
+    live, after = _live_fraction(parameters, float(np.einsum("k,kab,ab->", chances, clicks, share)), blinded)
     errors = 0.5 * (bits[:, :, 0, :, 1] + bits[:, :, 1, :, 0])
     registered = share * live * (1.0 - (1.0 - clicks) * (1.0 - after))
     wrong = share * live * (errors * (1.0 - after) + 0.5 * after)
@@ -135,7 +136,7 @@ def _bits(contained: Floats, detector: DetectorParameters) -> Floats:
     return np.stack([within_0 - none + shared, within_1 - none + shared], axis=-1)
 
 
-def _live_fraction(parameters: LinkParameters, click: float) -> tuple[float, float]:
+def _live_fraction(parameters: LinkParameters, click: float, blinded: bool) -> tuple[float, float]:
     """Return (fraction of gates that are live, probability of an after-pulse in a live gate).
 
     Renewal: every registered click takes dead_pulses - 1 further gates. An after-pulse counts if its gate is live:
@@ -149,7 +150,7 @@ def _live_fraction(parameters: LinkParameters, click: float) -> tuple[float, flo
     later = dead if a == 1.0 else a * (1.0 - a**dead) / (1.0 - a)
     total, after = click, 0.0
     for _ in range(100):
-        after = rules.after_pulse_probability * total / (1.0 + total * later)
+        after = 0.0 if blinded else rules.after_pulse_probability * total / (1.0 + total * later)
         total = 1.0 - (1.0 - click) * (1.0 - after)
     return 1.0 / (1.0 + dead * total), after
 
