@@ -175,12 +175,21 @@ Output = SendMessage | SendLight | BlockDistilled | PeerSigned | SessionAborted
 class _Failed(Exception):
     """Ends a script; `attacked` as in SessionAborted."""
 
-    def __init__(self, reason: str, qber_ppm: int = 0, *, attacked: bool = False, tell_peer: bool = True) -> None:
+    def __init__(
+        self,
+        reason: str,
+        qber_ppm: int = 0,
+        *,
+        attacked: bool = False,
+        tell_peer: bool = True,
+        unsent: "tuple[SendMessage, ...]" = (),
+    ) -> None:
         super().__init__(reason)
         self.reason = reason
         self.qber_ppm = qber_ppm
         self.attacked = attacked
         self.tell_peer = tell_peer
+        self.unsent = unsent  # sealed before the failure: without them the peer takes what follows for a forgery
 
 
 @dataclass(frozen=True, slots=True)
@@ -243,7 +252,7 @@ class _Session:
 
     def _end(self, failure: _Failed) -> list[Output]:
         self.finished = True
-        outputs: list[Output] = []
+        outputs: list[Output] = list(failure.unsent)
         if failure.tell_peer:
             with contextlib.suppress(KeyExhausted):  # the peer then learns it from its own time-out
                 outputs.append(self._message(Abort(failure.reason[:200], failure.qber_ppm)))
@@ -537,7 +546,8 @@ class BobSession(_Distilling):
         party = self._party("bob", sifting.key_bits, assessment.qber, self._session_id)
         outcome, _, outputs = yield from self._reconcile(party, party.start(), [tested])
         if outcome is None or outcome.failed:
-            raise _Failed(f"reconciliation failed: {outcome.reason if outcome else 'the peer broke off'}")
+            reason = f"reconciliation failed: {outcome.reason if outcome else 'the peer broke off'}"
+            raise _Failed(reason, unsent=tuple(each for each in outputs if isinstance(each, SendMessage)))
         corrected = outcome.corrected_errors if outcome.corrected_errors is not None else 0
         done = self._message(Reconciled(corrected, outcome.leaked_bits))
         finish = _expect(Finish, (yield [*outputs, done]))
@@ -584,9 +594,11 @@ class BobSession(_Distilling):
             raise _Failed("verification failed: the reconciled strings differ", assessment.qber_ppm)
         length = self._length(assessment, len(sifting.key_bits), outcome.leaked_bits)
         taken = COMMITMENT_BYTES + 2 * finish.refill_bytes + KEY_BYTES_MIN
-        seed_bits = amplification_seed_bits(len(reconciled), finish.secret_bits)
-        if not 8 * taken <= finish.secret_bits <= length.bits or len(finish.amplification_seed) != (seed_bits + 7) // 8:
+        if not 8 * taken <= finish.secret_bits <= length.bits:
             raise _Failed(f"the peer wants {finish.secret_bits} secret bits; the bound gives {length.bits}")
+        seed_bits = amplification_seed_bits(len(reconciled), finish.secret_bits)
+        if len(finish.amplification_seed) != (seed_bits + 7) // 8:
+            raise _Failed("the amplification seed has another length")
         used = self.authenticator.send_used_bytes + PAD_BYTES + self.authenticator.receive_used_bytes
         numbers = self._numbers(
             opening.pulse_count,
