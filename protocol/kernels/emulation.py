@@ -41,12 +41,12 @@ _kernel: Final = _load()
 
 IMPLEMENTATION: Final = "numpy" if _kernel is None else "c"
 
-_CELL: Final = {"float64": "double *", "uint64": "uint64_t *", "uint8": "uint8_t *"}
+_CELLS: Final = {"d": "double[]", "L": "uint64_t[]", "Q": "uint64_t[]", "B": "uint8_t[]"}
 
 
 def _pointer(array: NDArray[Any]) -> Any:
-    assert array.flags.c_contiguous
-    return _kernel.ffi.cast(_CELL[array.dtype.name], array.ctypes.data)
+    """Return the array's memory for the kernel; an array that is not contiguous raises ValueError."""
+    return _kernel.ffi.from_buffer(_CELLS[array.dtype.char], array)
 
 
 def _propose(

@@ -339,6 +339,8 @@ class Receiver:
     ) -> None:
         """Read Bob's basis where nothing but an after-pulse clicked."""
         unknown = np.flatnonzero(basis == BASIS_UNKNOWN)
+        if not unknown.size:
+            return
         for part in np.split(unknown, range(BATCH, len(unknown), BATCH)):
             words = function.words_at(detected[part])
             basis[part] = (words[:, 0] >> np.uint64(32)) < np.uint64(self._basis_threshold)
