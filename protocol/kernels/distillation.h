@@ -52,4 +52,11 @@ void qd_cascade_bits(const qd_cascade *bob, uint8_t *packed);
 void qd_polynomial_hash(const uint8_t *data, size_t size_bytes, const uint8_t *point, uint8_t *value);
 int qd_toeplitz(const uint8_t *tail, size_t tail_bits, const uint8_t *diagonal, size_t output_bits, uint8_t *out);
 
+/* distillation_ldpc.c */
+void qd_ldpc_syndrome(uint32_t z, uint32_t rows, const uint32_t *row_start, const uint32_t *column,
+                      const uint32_t *shift, const uint8_t *bits, uint8_t *syndrome);
+int qd_ldpc_decode(uint32_t z, uint32_t rows, const uint32_t *row_start, const uint32_t *column, const uint32_t *shift,
+                   uint32_t columns, uint32_t size_bits, int32_t prior, const uint32_t *phi, const int16_t *inverse,
+                   const uint8_t *syndrome, uint32_t iterations_max, uint8_t *errors);
+
 #endif

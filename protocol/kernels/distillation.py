@@ -187,3 +187,122 @@ def _check(result: int) -> int:
     if result < 0:
         raise ValueError("malformed message")
     return int(result)
+
+
+class CodeShape(Protocol):
+    """What the kernels need of `protocol.distill.reconciliation.ldpc_code.Code`."""
+
+    @property
+    def z(self) -> int: ...
+    @property
+    def columns(self) -> int: ...
+    @property
+    def row_start(self) -> NDArray[np.uint32]: ...
+    @property
+    def column(self) -> NDArray[np.uint32]: ...
+    @property
+    def shift(self) -> NDArray[np.uint32]: ...
+
+
+UNITS_PER_NAT = 64  # of a log-likelihood ratio; coarser costs efficiency at low rates
+MESSAGE_LIMIT = 1023
+_PHI_SCALE = 1 << 20  # so that 400 edges of a check sum below 2³¹
+
+
+def _phi(x: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return -ln tanh(x/2), its own inverse: it turns the products of the tanh rule into sums."""
+    return -np.log(np.tanh(x / 2))
+
+
+# φ of a message (a zero counts as half a unit), and back: by the exponent and five mantissa bits of the sum as float32.
+PHI = np.rint(_PHI_SCALE * _phi(np.maximum(np.arange(MESSAGE_LIMIT + 1), 0.5) / UNITS_PER_NAT)).astype(np.uint32)
+_BINS = 2.0 ** (np.arange(1024) // 32) * (1 + (np.arange(1024) % 32 + 0.5) / 32) / _PHI_SCALE
+PHI_INVERSE = np.rint(np.minimum(UNITS_PER_NAT * _phi(np.minimum(_BINS, 30.0)), MESSAGE_LIMIT)).astype(np.int16)
+
+
+def ldpc_syndrome(code: CodeShape, rows: int, bits: Bits) -> Bits:
+    """Return the first `rows`·z checks of `bits`, which are padded with zeros to the code's length."""
+    if library is None:
+        return ldpc_syndrome_twin(code, rows, bits)
+    padded = np.zeros(code.columns * code.z, dtype=np.uint8)
+    padded[: bits.size] = bits
+    syndrome = np.empty(rows * code.z, dtype=np.uint8)
+    library.qd_ldpc_syndrome(code.z, rows, *_tables(code), _readable(padded), _writable(syndrome))
+    return syndrome
+
+
+def ldpc_syndrome_twin(code: CodeShape, rows: int, bits: Bits) -> Bits:
+    """Sum the turned columns of each row."""
+    padded = np.zeros(code.columns * code.z, dtype=np.uint8)
+    padded[: bits.size] = bits
+    table = padded.reshape(code.columns, code.z)
+    syndrome = np.zeros((rows, code.z), dtype=np.uint8)
+    for row in range(rows):
+        for edge in range(int(code.row_start[row]), int(code.row_start[row + 1])):
+            syndrome[row] ^= np.roll(table[code.column[edge]], -int(code.shift[edge]))
+    return syndrome.reshape(-1)
+
+
+def ldpc_decode(
+    code: CodeShape, rows: int, syndrome: Bits, size_bits: int, prior: int, iterations_max: int
+) -> tuple[Bits, int]:
+    """Return the likely error pattern of `syndrome` and the iterations it took, 0 if it did not converge.
+
+    `prior` is the scaled log-likelihood ratio of each of the first `size_bits` variables, 0 < prior ≤ 1023; the
+    others are known to be 0.
+    """
+    if library is None:
+        return ldpc_decode_twin(code, rows, syndrome, size_bits, prior, iterations_max)
+    errors = np.empty(size_bits, dtype=np.uint8)
+    used = _check(
+        library.qd_ldpc_decode(
+            code.z,
+            rows,
+            *_tables(code),
+            code.columns,
+            size_bits,
+            prior,
+            ffi.from_buffer("uint32_t[]", PHI),
+            ffi.from_buffer("int16_t[]", PHI_INVERSE),
+            _readable(syndrome),
+            iterations_max,
+            _writable(errors),
+        )
+    )
+    return errors, used
+
+
+def ldpc_decode_twin(
+    code: CodeShape, rows: int, syndrome: Bits, size_bits: int, prior: int, iterations_max: int
+) -> tuple[Bits, int]:
+    """Layered belief propagation, a row of circulants at a time."""
+    values = np.full(code.columns * code.z, MESSAGE_LIMIT, dtype=np.int32)
+    values[:size_bits] = prior
+    table = values.reshape(code.columns, code.z)
+    said = np.zeros((code.column.size, code.z), dtype=np.int32)
+    target = syndrome.reshape(rows, code.z).astype(bool)
+    turned = (np.arange(code.z) + code.shift[:, None]) % code.z
+    for iteration in range(1, iterations_max + 1):
+        settled = True
+        for row in range(rows):
+            edges = slice(int(code.row_start[row]), int(code.row_start[row + 1]))
+            where = (code.column[edges, None], turned[edges])
+            before = table[where]
+            heard = before - said[edges]
+            terms = PHI[np.minimum(np.abs(heard), MESSAGE_LIMIT)].astype(np.int64)
+            others = np.maximum(terms.sum(axis=0) - terms, 1).astype(np.float32)
+            size = PHI_INVERSE[(others.view(np.int32) >> 18) - 127 * 32].astype(np.int32)
+            negative = np.logical_xor.reduce(heard < 0, axis=0) ^ target[row]
+            said[edges] = np.where(negative ^ (heard < 0), -size, size)
+            after = heard + said[edges]
+            table[where] = after
+            wrong = np.logical_xor.reduce(before < 0, axis=0) ^ target[row]
+            settled = settled and not wrong.any() and bool(np.array_equal(after < 0, before < 0))
+        if settled:
+            return (values[:size_bits] < 0).astype(np.uint8), iteration
+    return (values[:size_bits] < 0).astype(np.uint8), 0
+
+
+def _tables(code: CodeShape) -> tuple[Any, Any, Any]:
+    cast = "uint32_t[]"
+    return ffi.from_buffer(cast, code.row_start), ffi.from_buffer(cast, code.column), ffi.from_buffer(cast, code.shift)

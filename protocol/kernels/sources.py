@@ -33,7 +33,7 @@ EMULATION = Kernel(
 DISTILLATION = Kernel(
     module="_distillation",
     header="distillation.h",
-    c_files=("distillation_cascade.c", "distillation_hash.c"),
+    c_files=("distillation_cascade.c", "distillation_hash.c", "distillation_ldpc.c"),
     declarations="""
         const char *qd_features(void);
         typedef struct qd_cascade qd_cascade;
@@ -51,6 +51,11 @@ DISTILLATION = Kernel(
         void qd_cascade_bits(const qd_cascade *, uint8_t *);
         void qd_polynomial_hash(const uint8_t *, size_t, const uint8_t *, uint8_t *);
         int qd_toeplitz(const uint8_t *, size_t, const uint8_t *, size_t, uint8_t *);
+        void qd_ldpc_syndrome(uint32_t, uint32_t, const uint32_t *, const uint32_t *, const uint32_t *,
+                              const uint8_t *, uint8_t *);
+        int qd_ldpc_decode(uint32_t, uint32_t, const uint32_t *, const uint32_t *, const uint32_t *, uint32_t,
+                           uint32_t, int32_t, const uint32_t *, const int16_t *, const uint8_t *, uint32_t,
+                           uint8_t *);
     """,
 )
 

@@ -6,10 +6,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from protocol.distill.reconciliation.cascade import make_cascade
+from protocol.distill.reconciliation.ldpc import make_ldpc
 from protocol.distill.reconciliation.party import Outcome, Party, ReconciliationError, Role, run_pair
 from protocol.parameters import ParameterError
 
-METHODS = ("cascade", "cascade-original")
+METHODS = ("cascade", "cascade-original", "ldpc", "parity")
 
 __all__ = ["METHODS", "Outcome", "Party", "ReconciliationError", "Role", "make_party", "run_pair"]
 
@@ -23,4 +24,6 @@ def make_party(method: str, role: Role, bits: NDArray[np.uint8], qber: float, se
     """
     if method in ("cascade", "cascade-original"):
         return make_cascade(role, bits, qber, seed, original=method == "cascade-original", **options)
+    if method in ("ldpc", "parity"):
+        return make_ldpc(role, bits, qber, device=method == "parity", **options)
     raise ParameterError(f"method is {method!r}; it is one of {', '.join(METHODS)}")
