@@ -9,14 +9,14 @@ feed it and return its outputs. No method raises for anything that the peer or t
 import contextlib
 import hashlib
 import math
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from dataclasses import dataclass, fields
 from typing import Any, Final, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from protocol.authentication import PAD_BYTES, Authenticator, ForgedMessage, KeyExhausted
+from protocol.authentication import MESSAGE_BYTES_MAX, PAD_BYTES, Authenticator, ForgedMessage, KeyExhausted
 from protocol.distill import bounds
 from protocol.distill.amplification import amplification_seed_bits, amplify
 from protocol.distill.reconciliation import Outcome, Party, ReconciliationError, Role, make_party
@@ -54,11 +54,14 @@ TEST_BASIS: Final = 1
 COMMITMENT_BYTES: Final = 32
 """Output bits of the amplification that serve the commitment alone and are delivered to nobody."""
 
+POSITIONS_BYTES_MAX: Final = MESSAGE_BYTES_MAX - (1 << 20)
+"""The positions share their message with the bases of DETECTIONS_MAX clicks."""
+
 KEY_BYTES_MIN: Final = 32
 """A block that leaves less than one AES-256 key is not worth its record."""
 
-DETECTIONS_MAX: Final = 4_000_000
-"""Clicks of one block: bounds memory (about 100 MB) and the position message (below the frame bound)."""
+DETECTIONS_MAX: Final = 3_000_000
+"""Clicks of one block: bounds memory (about 100 MB) and the messages about them (below the frame bound)."""
 
 PROBED: Final = "measured only: the pool of this link is full"
 """Why a probe ends; no fault."""
@@ -113,9 +116,12 @@ class SendMessage:
 
 @dataclass(frozen=True, slots=True)
 class SendLight:
-    """What the channel carries to the receiver, in pieces that are sent in order."""
+    """What the channel carries to the receiver: at least one piece, drawn (as jobs) and sent in order.
 
-    chunks: tuple[bytes, ...]
+    Drawn lazily, so that a long block needs no more memory than the pieces under way.
+    """
+
+    chunks: Iterator[bytes]
 
 
 @dataclass(frozen=True, slots=True)
@@ -282,6 +288,13 @@ def _expect(kind: type[_Expected], value: _Input) -> _Expected:
     return value
 
 
+def _require_detections(count: int) -> None:
+    if count == 0:
+        raise _Failed("too few detections: not one pulse clicked")
+    if count > DETECTIONS_MAX:
+        raise _Failed(f"{count} clicks; a block holds {DETECTIONS_MAX}: use fewer pulses per block (block_pulses)")
+
+
 @dataclass(frozen=True, slots=True)
 class _Sifting:
     """What both sides know after sifting; bits are this side's own."""
@@ -431,8 +444,8 @@ class AliceSession(_Distilling):
         digest = self._parameters.digest(self._link)
         opening = Open(self._pulse_count, self._parameters.method, digest)
         _expect(Accept, (yield [self._message(opening)]))
-        light = tuple(self._transmitter.emit_chunks(self._pulse_count))
-        detected = _expect(Detected, (yield [SendLight(light)]))
+        light = SendLight(self._transmitter.emit_chunks(self._pulse_count))
+        detected = _expect(Detected, (yield [light]))
         sifting, test_intensities, answer = self._sift(detected)
         tested = _expect(Tested, (yield [answer]))
         peer_bits = unpack_bits(tested.test_bits, len(sifting.own_test_bits))
@@ -446,8 +459,7 @@ class AliceSession(_Distilling):
         return (yield from self._finish(sifting, assessment, outcome, _expect(Reconciled, record)))
 
     def _sift(self, detected: Detected) -> tuple[_Sifting, NDArray[np.uint8], SendMessage]:
-        if not 0 < detected.count <= DETECTIONS_MAX:
-            raise _Failed(f"too few detections, or too many: {detected.count} clicks")
+        _require_detections(detected.count)
         positions = unpack_positions(detected.positions, detected.count, self._pulse_count)
         bob_bases = unpack_bits(detected.bases, detected.count)
         choices: Choices = self._transmitter.choices(positions)
@@ -567,9 +579,11 @@ class BobSession(_Distilling):
             bits.append(detections.bit)
             last, outputs = light.last, []
         where, basis, bit = np.concatenate(positions), np.concatenate(bases), np.concatenate(bits)
-        if not 0 < len(where) <= DETECTIONS_MAX:
-            raise _Failed(f"too few detections, or too many: {len(where)} clicks")
-        record = yield [self._message(Detected(len(where), pack_positions(where), pack_bits(basis)))]
+        _require_detections(len(where))
+        packed = pack_positions(where)
+        if len(packed) > POSITIONS_BYTES_MAX:
+            raise _Failed("the clicks lie too far apart for one message: use fewer pulses per block (block_pulses)")
+        record = yield [self._message(Detected(len(where), packed, pack_bits(basis)))]
         return basis, bit, record
 
     def _sift(

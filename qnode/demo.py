@@ -1,8 +1,8 @@
 """The main job, shown from outside: four daemons, two applications, one eavesdropper. `make demo` runs it.
 
 Everything here is done as a user would do it: the cluster is made and started by the commands, the applications fetch
-their keys over HTTPS as any ETSI 014 client does, and every claim of the summary is checked against what the nodes say. The
-demo fails (exit status 1) unless all of it happened.
+their keys over HTTPS as any ETSI 014 client does, and every claim of the summary is checked against what the nodes
+say. The demo fails (exit status 1) unless all of it happened.
 """
 
 import base64

@@ -10,7 +10,7 @@ chain order. Key that the chain does not commit is destroyed at the record's exp
 """
 
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
@@ -41,15 +41,18 @@ from qnode.effects import Put, TrafficClass
 from qnode.keystore import RECEIVER, TRANSMITTER, KeyStore, PendingBlock
 from qnode.streams import RESERVE_BYTES, AuthenticationStream
 from qnode.vault import Vault
-from qnode.wire import LightFrame, SessionFrame, SessionRefused
+from qnode.wire import LightFrame, LightTaken, SessionFrame, SessionRefused
 
 BLOCK_NUMBER_TABLE: Final = "link.block"
 
 SESSION_DEADLINE_NS: Final = 60_000_000_000
 """A session that takes longer is given up: ten times the longest that a loaded two-core machine was seen to need."""
 
-QUEUED_INPUTS_MAX: Final = 256
-"""Messages and light chunks that wait for a session's running job: a whole emission of 64 MiB, and room to spare."""
+LIGHT_CHUNKS_MAX: Final = 16
+"""Chunks of light on their way or waiting at the receiver: 4 MiB a link, enough to keep both ends busy."""
+
+QUEUED_INPUTS_MAX: Final = 2 * LIGHT_CHUNKS_MAX
+"""Steps that wait for a session's running job: the light under way, and the few messages a session can be ahead."""
 
 RETRY_FIRST_NS: Final = 200_000_000
 RETRY_MAX_NS: Final = 5_000_000_000
@@ -113,10 +116,33 @@ class _Running:
     receive_start: int
     deadline_ns: int
     begun_ns: int
-    queue: deque[Callable[[], list[Output]]] = field(default_factory=deque)
+    queue: "deque[_Step]" = field(default_factory=deque)
     busy: bool = False
     heard: bool = False
     block: DistilledBlock | None = None
+    light: Iterator[bytes] | None = None
+    light_ahead: bytes | None = None
+    light_chunks: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class _LightDrawn:
+    """A chunk of light to send."""
+
+    chunk: int
+    last: bool
+    light: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class _LightMeasured:
+    """A chunk of light reached the detectors."""
+
+    chunk: int
+
+
+_StepOutput = Output | _LightDrawn | _LightMeasured
+_Step = Callable[[], Sequence[_StepOutput]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -213,13 +239,20 @@ class Link:
     def light_frame(self, frame: LightFrame) -> None:
         """Light arrived at the receiver; light of no running session falls on closed shutters."""
         running = self._running
-        if (
-            running is not None
-            and isinstance(running.session, BobSession)
-            and running.block_number == frame.block_number
-        ):
-            session = running.session
-            self._enqueue(running, lambda: session.receive_light(frame.light, frame.last))
+        if running is None or not isinstance(running.session, BobSession) or running.block_number != frame.block_number:
+            return
+        if frame.chunk != running.light_chunks:
+            self._end(running, SessionAborted("a part of the light was lost on the way", 0, attacked=False))
+            return
+        running.light_chunks += 1
+        session = running.session
+        self._enqueue(running, lambda: [*session.receive_light(frame.light, frame.last), _LightMeasured(frame.chunk)])
+
+    def light_taken(self, frame: LightTaken) -> None:
+        """The receiver has room for one more chunk."""
+        running = self._running
+        if running is not None and running.light is not None and running.block_number == frame.block_number:
+            self._enqueue(running, lambda: _draw(running, 1))
 
     def refused(self, frame: SessionRefused) -> None:
         """The receiver cannot open the session: catch up with where it stands, and try again."""
@@ -392,7 +425,7 @@ class Link:
 
     # ---- the session's steps
 
-    def _enqueue(self, running: _Running, step: Callable[[], list[Output]]) -> None:
+    def _enqueue(self, running: _Running, step: _Step) -> None:
         if len(running.queue) >= QUEUED_INPUTS_MAX:
             self._end(running, SessionAborted("the peer sends faster than the session can take", 0, attacked=False))
             return
@@ -438,7 +471,7 @@ class Link:
         row = Put(BLOCK_NUMBER_TABLE, self.link_id.encode(), number.to_bytes(8, "big"))
         self._services.context.write([row])
 
-    def _execute(self, running: _Running, output: Output) -> None:
+    def _execute(self, running: _Running, output: _StepOutput) -> None:
         context = self._services.context
         match output:
             case SendMessage(sealed):
@@ -453,10 +486,15 @@ class Link:
                     )
                 )
             case SendLight(chunks):
-                for index, chunk in enumerate(chunks):
-                    last = index == len(chunks) - 1
-                    frame = LightFrame(self.link_id, running.block_number, index, last, chunk)
-                    context.send(self.peer, TrafficClass.LIGHT, frame)
+                running.light = chunks
+                self._enqueue(running, lambda: _draw(running, LIGHT_CHUNKS_MAX))
+            case _LightDrawn(chunk, last, light):
+                context.send(
+                    self.peer, TrafficClass.LIGHT, LightFrame(self.link_id, running.block_number, chunk, last, light)
+                )
+            case _LightMeasured(chunk):
+                taken = LightTaken(self.link_id, running.block_number, chunk)
+                context.send(self.peer, TrafficClass.SESSION, taken, after_sync=False)
             case BlockDistilled(block):
                 self._distilled(running, block)
             case PeerSigned(signature):
@@ -618,3 +656,18 @@ class Link:
             "available_bytes_peer": keys.available_bytes(self.link_id, own=False),
             "authentication_bytes": min(self._send.available_bytes, self._receive.available_bytes),
         }
+
+
+def _draw(running: _Running, count: int) -> list[_StepOutput]:
+    """Let the source emit up to `count` more chunks; runs as a job. One chunk is drawn ahead, to know the last."""
+    drawn: list[_StepOutput] = []
+    while running.light is not None and len(drawn) < count:
+        if running.light_ahead is None:
+            running.light_ahead = next(running.light)
+        light, running.light_ahead = running.light_ahead, next(running.light, None)
+        last = running.light_ahead is None
+        drawn.append(_LightDrawn(running.light_chunks, last, light))
+        running.light_chunks += 1
+        if last:
+            running.light = None
+    return drawn

@@ -200,7 +200,7 @@ class Node:
                 fault = frame
             case wire.LedgerFrame(payload):
                 self._tell_replica(ledger_inputs.MessageReceived(peer, payload))
-            case wire.SessionFrame() | wire.LightFrame() | wire.SessionRefused():
+            case wire.SessionFrame() | wire.LightFrame() | wire.SessionRefused() | wire.LightTaken():
                 fault = self._link_frame(peer, frame)
             case wire.KeyTransfer():
                 fault = self._relay.transfer_received(peer, frame)
@@ -214,7 +214,7 @@ class Node:
             self._fault(peer, fault.reason)
 
     def _link_frame(
-        self, peer: str, frame: wire.SessionFrame | wire.LightFrame | wire.SessionRefused
+        self, peer: str, frame: wire.SessionFrame | wire.LightFrame | wire.SessionRefused | wire.LightTaken
     ) -> wire.PeerFault | None:
         link = self._links.get(frame.link_id)
         if link is None or link.peer != peer:
@@ -226,6 +226,8 @@ class Node:
                 link.light_frame(frame)
             case wire.SessionRefused():
                 link.refused(frame)
+            case wire.LightTaken():
+                link.light_taken(frame)
         return None
 
     def _fault(self, peer: str, reason: str) -> None:

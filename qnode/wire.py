@@ -122,6 +122,16 @@ class PathProbed(Record):
     available_bytes: int
 
 
+@dataclass(frozen=True, slots=True)
+class LightTaken(Record):
+    """The receiver has measured one more chunk of light: the transmitter may emit another (flow control only)."""
+
+    KIND = 9
+    link_id: str
+    block_number: int
+    chunk: int
+
+
 FRAMES: Final[dict[int, type[Record]]] = {
     frame.KIND: frame
     for frame in (
@@ -133,6 +143,7 @@ FRAMES: Final[dict[int, type[Record]]] = {
         KeyTransferred,
         PathProbe,
         PathProbed,
+        LightTaken,
     )
 }
 

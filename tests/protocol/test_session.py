@@ -149,7 +149,7 @@ class Wire:
                     for arrives in self.tamper(who, index, sealed):
                         self._flying.append(lambda arrives=arrives: self._arrive(who, arrives))
                 case SendLight(chunks):
-                    chunks = self.light(chunks)
+                    chunks = self.light(tuple(chunks))
                     for place, chunk in enumerate(chunks):
                         last = place == len(chunks) - 1
                         self._flying.append(

@@ -1,0 +1,161 @@
+"""How fast applications get keys over ETSI GS QKD 014 with mutual TLS: two daemons, one link, real sockets and disks.
+
+Measures; decides nothing. `qnode bench keys --rate 100 --seconds 10 --json` sends requests at fixed times (open loop:
+each latency counts from when its request was due, so a slow answer does not hide the wait of the next);
+`qnode bench keys --clients 8 --seconds 10 --json` keeps that many pairs of applications busy (closed loop).
+"""
+
+import asyncio
+import ssl
+import statistics
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import aiohttp
+
+from loadtest.local import awaited, local_cluster
+from qnode import cluster as clusters
+from qnode.cluster import Cluster, Member
+from qnode.daemon import new_event_loop
+from qnode.io.certificates import client_context
+
+MASTER: Final = "sae-1-a"
+SLAVE: Final = "sae-2-a"
+BYTES_PER_PAIR: Final = 64
+"""Key that one delivery uses: a 256-bit key, and 32 bytes of tag key."""
+CLOSED_LOOP_PAIRS_PER_S_MAX: Final = 3000
+"""What the pool is filled for in a closed loop; a faster machine runs out of key, and the bench says so."""
+POOL_BITS_MAX: Final = 1 << 27
+
+
+@dataclass
+class _Figures:
+    enc_ms: list[float] = field(default_factory=list)
+    pair_ms: list[float] = field(default_factory=list)
+    failures: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class _Application:
+    """One SAE with its own keep-alive connection."""
+
+    session: aiohttp.ClientSession
+    base: str
+
+    async def post(self, path: str, document: dict[str, Any]) -> dict[str, Any]:
+        async with self.session.post(f"{self.base}/api/v1/keys/{path}", json=document) as response:
+            answer: dict[str, Any] = await response.json()
+            if response.status != 200:
+                raise ConnectionError(f"{response.status} {answer.get('message', '')}")
+            return answer
+
+
+async def _pair(master: _Application, slave: _Application, figures: _Figures, due_s: float) -> None:
+    """One key, asked for by the master and fetched by the slave; equal, or a failure."""
+    try:
+        key = (await master.post(f"{SLAVE}/enc_keys", {"number": 1, "size": 256}))["keys"][0]
+        got_s = time.perf_counter()
+        same = (await slave.post(f"{MASTER}/dec_keys", {"key_IDs": [{"key_ID": key["key_ID"]}]}))["keys"][0]
+    except (OSError, aiohttp.ClientError, ConnectionError) as error:
+        figures.failures.append(str(error)[:200])
+        return
+    if same["key"] != key["key"]:
+        figures.failures.append("the two applications got different keys")
+        return
+    figures.enc_ms.append(1e3 * (got_s - due_s))
+    figures.pair_ms.append(1e3 * (time.perf_counter() - due_s))
+
+
+Drive = Callable[[list[tuple[_Application, _Application]], _Figures], Awaitable[None]]
+
+
+def _open_loop(rate: float, seconds: float) -> Drive:
+    async def drive(pairs: list[tuple[_Application, _Application]], figures: _Figures) -> None:
+        begin = time.perf_counter()
+        running: set[asyncio.Task[None]] = set()
+        for number in range(int(rate * seconds)):
+            due_s = begin + number / rate
+            await asyncio.sleep(max(0.0, due_s - time.perf_counter()))
+            master, slave = pairs[number % len(pairs)]
+            task = asyncio.create_task(_pair(master, slave, figures, due_s))
+            running.add(task)
+            task.add_done_callback(running.discard)
+        await asyncio.gather(*running)
+
+    return drive
+
+
+def _closed_loop(seconds: float) -> Drive:
+    async def drive(pairs: list[tuple[_Application, _Application]], figures: _Figures) -> None:
+        end = time.perf_counter() + seconds
+
+        async def busy(master: _Application, slave: _Application) -> None:
+            while time.perf_counter() < end and not figures.failures:
+                await _pair(master, slave, figures, time.perf_counter())
+
+        await asyncio.gather(*(busy(master, slave) for master, slave in pairs))
+
+    return drive
+
+
+async def _measure(cluster: Cluster, clients: int, drive: Drive) -> tuple[_Figures, float]:
+    def application(member: Member, sae: str) -> _Application:
+        api, stem = member.settings.api, member.directory / "clients"
+        context: ssl.SSLContext = client_context(stem / f"{sae}.crt", stem / f"{sae}.key", api.ca)
+        session = aiohttp.ClientSession(connector=aiohttp.TCPConnector(ssl=context, limit=0))
+        return _Application(session, f"https://{api.listen_host}:{api.listen_port}")
+
+    first, second = cluster.members
+    pairs = [(application(first, MASTER), application(second, SLAVE)) for _ in range(clients)]
+    figures, warm_up = _Figures(), _Figures()
+    try:
+        for master, slave in pairs:  # handshakes are not what is measured
+            await _pair(master, slave, warm_up, time.perf_counter())
+        if warm_up.failures:
+            figures.failures += warm_up.failures
+            return figures, 1.0
+        begin = time.perf_counter()
+        await drive(pairs, figures)
+        return figures, time.perf_counter() - begin
+    finally:
+        for pair in pairs:
+            for each in pair:
+                await each.session.close()
+
+
+def run(rate: float | None, clients: int, seconds: float) -> dict[str, Any]:
+    """Run the bench: at `rate` requests per second, or with `clients` pairs as fast as they go; return the figures."""
+    pairs_expected = seconds * (rate if rate else CLOSED_LOOP_PAIRS_PER_S_MAX) + clients
+    # The master's half of a block is half of the pool.
+    target_bits = min(POOL_BITS_MAX, int(2.2 * 8 * BYTES_PER_PAIR * pairs_expected) + (1 << 20))
+    drive = _open_loop(rate, seconds) if rate else _closed_loop(seconds)
+    pool = {"target_bits": target_bits}
+    with local_cluster(2, "line", tables={"pool": pool, 'link."link-1-2"': {"block_pulses": 2_000_000}}) as cluster:
+
+        def filled() -> bool:
+            status = clusters.statuses(cluster)[0]
+            return 8 * status["links"][0]["available_bytes"] * 2 >= target_bits if "links" in status else False
+
+        awaited("the link's pool filled", filled)
+        with asyncio.Runner(loop_factory=new_event_loop) as runner:
+            figures, elapsed_s = runner.run(_measure(cluster, clients, drive))
+    return {
+        "rate": rate,
+        "clients": clients,
+        "seconds": round(elapsed_s, 3),
+        "pairs": len(figures.pair_ms),
+        "pairs_per_s": round(len(figures.pair_ms) / elapsed_s, 1),
+        **_percentiles("", figures.enc_ms),
+        **_percentiles("pair_", figures.pair_ms),
+        "failures": len(figures.failures),
+        "first_failure": figures.failures[0] if figures.failures else None,
+    }
+
+
+def _percentiles(prefix: str, values_ms: list[float]) -> dict[str, float | None]:
+    if len(values_ms) < 2:
+        return {f"{prefix}p50_ms": None, f"{prefix}p95_ms": None, f"{prefix}p99_ms": None}
+    cuts = statistics.quantiles(values_ms, n=100)
+    return {f"{prefix}p{p}_ms": round(cuts[p - 1], 3) for p in (50, 95, 99)}

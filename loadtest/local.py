@@ -1,0 +1,67 @@
+"""A short-lived cluster of real daemons on this machine, for benches and scenarios.
+
+Writes the configuration, raises what a bench needs (pool size, block size), starts the daemons, and stops them
+whatever happens.
+"""
+
+import datetime
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from qnode import cluster as clusters
+from qnode.cluster import Cluster
+from qnode.initialise import Plan, initialise, read_topology
+from qnode.io.entropy import OperatingSystemEntropy
+
+
+class BenchFailed(RuntimeError):
+    """The cluster did not reach the state that the bench needs; the message says which."""
+
+
+@contextmanager
+def local_cluster(
+    nodes: int, topology: str, *, profile: str = "lab", tables: Mapping[str, Mapping[str, Any]] | None = None
+) -> Iterator[Cluster]:
+    """Yield a running cluster in a temporary directory. `tables` adds keys to every node's TOML, by table.
+
+    Raises InitialiseError, ClusterError.
+    """
+    with tempfile.TemporaryDirectory(prefix="qnode-bench-") as scratch:
+        directory = Path(scratch) / "cluster"
+        plan = Plan(read_topology(topology, nodes), profile=profile, log_level="warning")
+        initialise(directory, plan, OperatingSystemEntropy(), datetime.datetime.now(datetime.UTC))
+        cluster = Cluster.open(directory)
+        for member in cluster.members:
+            _extend(member.config, tables or {})
+        try:
+            clusters.up(cluster, timeout_s=120)
+            yield cluster
+        finally:
+            clusters.down(cluster, timeout_s=20)
+
+
+def _extend(config: Path, tables: Mapping[str, Mapping[str, Any]]) -> None:
+    """Add keys to tables of a node's file: below the table's header if it is there, as a new table otherwise."""
+    lines = config.read_text("utf-8").splitlines()
+    for table, keys in tables.items():
+        header = f"[{table}]"
+        at = next((number for number, line in enumerate(lines) if line.startswith(header)), None)
+        if at is None:
+            lines += ["", header]
+            at = len(lines) - 1
+        lines[at + 1 : at + 1] = [f"{key} = {value}" for key, value in keys.items()]
+    config.write_text("\n".join(lines) + "\n", "utf-8")
+
+
+def awaited(what: str, condition: Callable[[], Any], timeout_s: float = 120.0) -> Any:
+    """Look at the daemons from outside, ten times a second, until a condition holds. Raises BenchFailed."""
+    end = time.monotonic() + timeout_s
+    while time.monotonic() < end:
+        if found := condition():
+            return found
+        time.sleep(0.1)
+    raise BenchFailed(f"{what}: not within {timeout_s:g} s")
