@@ -16,6 +16,7 @@ from qnode.wire import (
     KeyTransferred,
     LedgerFrame,
     LightFrame,
+    LightTaken,
     PathProbe,
     PathProbed,
     PeerFault,
@@ -38,6 +39,7 @@ EXAMPLES: tuple[Record, ...] = (
     KeyTransferred(bytes(16), True, "", REGIONS),
     PathProbe(bytes(16), ("a", "b", "c"), 0, 1000),
     PathProbed(bytes(16), 900),
+    LightTaken("link-1-2", 3, 1),
 )
 
 
