@@ -39,7 +39,7 @@ class Faults:
         self._choose_liars(validators)
         if plan.bad_network:
             self._repeat(2_000 * MS, self._change_conditions)
-        if plan.partitions:
+        if plan.partitions and len(world.node_ids) > 1:
             self._repeat(1_500 * MS, self._change_partition)
             self._repeat(1_200 * MS, self._flap)
         if plan.crashes:

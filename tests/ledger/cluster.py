@@ -1,6 +1,7 @@
 """A four-node chain that tests share, and a driver that connects replicas without any delay."""
 
 import hashlib
+import itertools
 import random
 from collections import deque
 from collections.abc import Callable, Iterable
@@ -28,7 +29,7 @@ def make_genesis(names: Iterable[str] = NODES) -> Genesis:
         chain_id="test",
         time_ns=WALL_NS - 1,
         nodes=tuple(GenesisNode(name, signer_of(name).public_key) for name in names),
-        links=tuple(GenesisLink(f"{a}-{b}", a, b) for a, b in zip(names, names[1:], strict=False)),
+        links=tuple(GenesisLink(f"{a}-{b}", a, b) for a, b in itertools.pairwise(names)),
         saes=tuple(GenesisSae(f"app-{name}", name) for name in names),
     )
 

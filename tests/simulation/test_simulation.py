@@ -1,0 +1,72 @@
+"""Runs of the simulator: invariants under faults, sparse overlays, full nodes that do not vote, and determinism."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from loadtest.simulation.faults import FaultPlan
+from loadtest.simulation.network import MS
+from loadtest.simulation.run import RunResult, run_seed
+
+CALM = FaultPlan(crashes=False, partitions=False, bad_network=False, clocks=False, lies=(), duration_ns=4_000 * MS)
+FRESH_SEED = int(os.environ.get("QNODE_SIMULATION_SEED", "0")) or int.from_bytes(os.urandom(4), "big")
+"""New seeds in every run; a failure prints its own, and the variable repeats the batch."""
+
+
+def check(result: RunResult) -> None:
+    again = f"python -m loadtest simulate --first-seed {result.seed} --seeds 1 --nodes {result.nodes} --trace"
+    assert result.violation is None, f"seed {result.seed}: {result.violation}; again: {again}"
+    assert result.heights > 0 and result.transactions > 0 and result.checks > 100
+
+
+@pytest.mark.parametrize("nodes", [4, 7])
+def test_known_seeds(nodes: int) -> None:
+    for seed in range(4):
+        check(run_seed(seed, nodes))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("nodes", [1, 2, 4, 5, 7, 10])
+def test_fresh_seeds(nodes: int) -> None:
+    for seed in range(FRESH_SEED, FRESH_SEED + 5):
+        check(run_seed(seed, nodes))
+
+
+@pytest.mark.parametrize("topology", ["mesh", "ring", "line", "random"])
+def test_overlays_without_faults(topology: str) -> None:
+    result = run_seed(1, 7, topology=topology, plan=CALM)
+    check(result)
+    assert result.heights > 20 and result.crashes == 0 and result.views_max == 0
+
+
+def test_full_nodes_that_do_not_vote_follow() -> None:
+    check(run_seed(3, 10, validators=4))
+
+
+def test_everybody_lies_as_far_as_allowed() -> None:
+    plan = FaultPlan(crashes=False, partitions=False, bad_network=False, clocks=False, duration_ns=6_000 * MS)
+    liars = 0
+    for seed in range(8):
+        result = run_seed(seed, 7, topology="mesh", plan=plan)
+        check(result)
+        liars += len(result.liars)
+    assert liars > 4
+
+
+def test_the_same_seed_gives_the_same_trace() -> None:
+    one, other = run_seed(5, 4), run_seed(5, 4)
+    assert one == other
+    assert one.trace_hash != run_seed(6, 4).trace_hash
+
+
+@pytest.mark.slow
+def test_the_trace_does_not_depend_on_the_hash_seed() -> None:
+    code = "from loadtest.simulation.run import run_seed; print([run_seed(s, 5).trace_hash for s in (11, 12)])"
+    outputs = set()
+    for hash_seed in ("0", "4242"):
+        environment = {**os.environ, "PYTHONHASHSEED": hash_seed}
+        run = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+        outputs.add(run.stdout)
+    assert len(outputs) == 1
