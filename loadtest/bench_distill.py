@@ -35,6 +35,10 @@ def _noisy(size_bits: int, qber: float, generator: np.random.Generator) -> tuple
     return alice, alice ^ (generator.random(size_bits) < qber).astype(np.uint8)
 
 
+def _equal(ours: Bits, theirs: Bits | None) -> bool:
+    return theirs is not None and bool(np.array_equal(ours, theirs))
+
+
 def _enough(started_s: float, blocks: int) -> bool:
     return blocks >= BLOCKS_MAX or (blocks >= BLOCKS_MIN and time.perf_counter() - started_s > SECONDS)
 
@@ -76,7 +80,7 @@ def run_distill(
         stages = _Stages()
         block = distill_block(alice, bob, SecurityParameters(), public, method=chosen, on_stage=stages)
         stages("end")
-        if block.alice_key is not None and not np.array_equal(block.alice_key, block.bob_key):
+        if block.alice_key is not None and not _equal(block.alice_key, block.bob_key):
             raise AssertionError("keys differ although their tags agree")
         blocks.append((block, stages.ms, true_rate))
     return {
@@ -157,7 +161,8 @@ def table_row(size_bits: int, qber: float, method: str, seconds: float) -> str:
     efficiency = statistics.fmean(r[1] for r in runs)
     trips = statistics.median(r[2] for r in runs)
     failures = sum(not r[3] for r in runs)
-    return f"| {qber:.0%} | {size_bits:,} | {method} | {rate:.1f} | {efficiency:.3f} | {trips:.0f} | {failures}/{len(runs)} |"
+    cells = (f"{qber:.0%}", f"{size_bits:,}", method, f"{rate:.1f}", f"{efficiency:.3f}", f"{trips:.0f}")
+    return f"| {' | '.join(cells)} | {failures}/{len(runs)} |"
 
 
 def main() -> None:

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from protocol.distill.seeding import sample_mask, stream_key
+from protocol.kernels import distillation as kernels
 from protocol.parameters import require, require_range
 
 Bits = NDArray[np.uint8]
@@ -25,6 +26,12 @@ def choose_sample(total_bits: int, sample_bits: int, seed: bytes) -> NDArray[np.
     `seed` is public, drawn by one side after sifting and sent authenticated. Uniform among all sets of that size.
     """
     return sample_mask(total_bits, sample_bits, stream_key(seed, "sample"))
+
+
+def split_sample(bits: Bits, sample: NDArray[np.bool_]) -> tuple[Bits, Bits]:
+    """Return the bits that stay secret and those that are revealed, each in order. Raises ParameterError on sizes."""
+    require(bits.shape == sample.shape, f"a sample over {sample.size} bits does not fit {bits.size}")
+    return kernels.split(bits, sample)
 
 
 def errors_between(ours: Bits, theirs: Bits) -> int:

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from protocol.distill.amplification import amplification_seed_bits, amplify
-from protocol.distill.estimation import choose_sample, default_sample_bits, errors_between, estimate_qber
+from protocol.distill.estimation import choose_sample, default_sample_bits, errors_between, estimate_qber, split_sample
 from protocol.distill.key_length import KeyLength, SecurityParameters, secret_key_length
 from protocol.distill.reconciliation import Outcome, make_party, run_pair
 from protocol.distill.verification import (
@@ -63,8 +63,8 @@ def distill_block(
     """
     revealed = default_sample_bits(alice.size) if sample_bits is None else sample_bits
     seed = public_randomness.take(SEED_BYTES)
-    kept_alice, sample_alice = _part(alice, choose_sample(alice.size, revealed, seed))
-    kept_bob, sample_bob = _part(bob, choose_sample(bob.size, revealed, seed))
+    kept_alice, sample_alice = split_sample(alice, choose_sample(alice.size, revealed, seed))
+    kept_bob, sample_bob = split_sample(bob, choose_sample(bob.size, revealed, seed))
     errors = errors_between(sample_alice, sample_bob)
     estimate = estimate_qber(errors, revealed, kept_alice.size, security.epsilon_secrecy / 4)
     on_stage("estimation")
@@ -104,8 +104,3 @@ def distill_block(
     bob_key = amplify(theirs.bits, seed, length.bits)
     on_stage("amplification")
     return DistilledBlock(alice_key, bob_key, estimate.rate, revealed, theirs, length)
-
-
-def _part(bits: Bits, sample: NDArray[np.bool_]) -> tuple[Bits, Bits]:
-    """Split a string into what is kept and what is revealed."""
-    return bits[~sample], bits[sample]

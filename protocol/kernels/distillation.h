@@ -50,6 +50,7 @@ void qd_cascade_bits(const qd_cascade *bob, uint8_t *packed);
 
 /* distillation_hash.c */
 void qd_polynomial_hash(const uint8_t *data, size_t size_bytes, const uint8_t *point, uint8_t *value);
+size_t qd_split(const uint8_t *bits, const uint8_t *mask, size_t count, uint8_t *kept, uint8_t *taken);
 int qd_toeplitz(const uint8_t *tail, size_t tail_bits, const uint8_t *diagonal, size_t output_bits, uint8_t *out);
 
 /* distillation_ldpc.c */

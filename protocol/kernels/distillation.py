@@ -50,6 +50,23 @@ def polynomial_hash_twin(data: bytes, point: int) -> int:
     return value
 
 
+def split(bits: Bits, mask: NDArray[np.bool_]) -> tuple[Bits, Bits]:
+    """Return the bits outside `mask` and those inside, each in order."""
+    if library is None:
+        return split_twin(bits, mask)
+    inside = int(np.count_nonzero(mask))
+    kept = np.empty(bits.size - inside + 1, dtype=np.uint8)
+    taken = np.empty(inside + 1, dtype=np.uint8)
+    plain = np.ascontiguousarray(bits)
+    library.qd_split(_readable(plain), _readable(mask.view(np.uint8)), bits.size, _writable(kept), _writable(taken))
+    return kept[:-1], taken[:-1]
+
+
+def split_twin(bits: Bits, mask: NDArray[np.bool_]) -> tuple[Bits, Bits]:
+    """By boolean indices."""
+    return bits[~mask], bits[mask]
+
+
 def toeplitz(bits: Bits, seed: bytes, output_bits: int) -> Bits:
     """Return the modified Toeplitz hash of `bits`; `protocol.distill.amplification.amplify` defines it.
 

@@ -1,4 +1,4 @@
-/* Universal hashing: the polynomial hash of verification, and the Toeplitz hash of privacy amplification.
+/* The polynomial hash of verification, the split of a sample, and the Toeplitz hash of privacy amplification.
  *
  * The Toeplitz hash is a product of polynomials over GF(2): carry-less multiplication of 64-bit words, by PCLMUL or
  * VPCLMUL where the processor has them (asked at run time), under Karatsuba's recursion.
@@ -100,6 +100,21 @@ void qd_polynomial_hash(const uint8_t *data, size_t size_bytes, const uint8_t *p
         value[i] = (uint8_t)(sum.low >> (8 * i));
         value[8 + i] = (uint8_t)(sum.high >> (8 * i));
     }
+}
+
+/* ---- splitting a string by a mask (0 or 1 per bit)
+ *
+ * Both outputs are written at every step and only one advances: no branch depends on the random mask. Each has one
+ * element of room more than it is given. Returns how many were taken. */
+size_t qd_split(const uint8_t *bits, const uint8_t *mask, size_t count, uint8_t *kept, uint8_t *taken)
+{
+    size_t in = 0;
+    for (size_t i = 0; i < count; i++) {
+        kept[i - in] = bits[i];
+        taken[in] = bits[i];
+        in += mask[i];
+    }
+    return in;
 }
 
 /* ---- Toeplitz matrix times vector over GF(2), on words of 64 bits

@@ -50,6 +50,7 @@ DISTILLATION = Kernel(
         void qd_cascade_records(const qd_cascade *, uint8_t *);
         void qd_cascade_bits(const qd_cascade *, uint8_t *);
         void qd_polynomial_hash(const uint8_t *, size_t, const uint8_t *, uint8_t *);
+        size_t qd_split(const uint8_t *, const uint8_t *, size_t, uint8_t *, uint8_t *);
         int qd_toeplitz(const uint8_t *, size_t, const uint8_t *, size_t, uint8_t *);
         void qd_ldpc_syndrome(uint32_t, uint32_t, const uint32_t *, const uint32_t *, const uint32_t *,
                               const uint8_t *, uint8_t *);

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from protocol.distill.key_length import binary_entropy
-from protocol.distill.reconciliation.ldpc_code import EXTRA_ROWS, EXTRAS_MAX, ROWS, Code, build_code
+from protocol.distill.reconciliation.ldpc_code import EXTRA_ROWS, EXTRAS_MAX, ROWS, SHORT_BITS, Code, build_code
 from protocol.distill.reconciliation.party import Outcome, ReconciliationError
 from protocol.kernels import distillation as kernels
 from protocol.parameters import ParameterError, require, require_range
@@ -50,14 +50,15 @@ class LdpcPlan:
 
 
 def design_efficiency(frame_bits: int, qber: float) -> float:
-    """Return leak / (n·h) of the first syndrome: where about nine frames in ten decode without more.
+    """Return leak / (n·h) of the first syndrome, such that most frames decode without more.
 
     The first term is the codes' threshold as measured; the second allows for the spread of the number of errors in a
-    frame, one standard deviation, and the third for the shorter code's weakness.
+    frame, one standard deviation, or two for short frames, whose devices should not be asked again; the third is for
+    the weakness of shorter codes.
     """
     threshold = 1.055 + 0.0008 / qber
     spread = math.log2((1 - qber) / qber) * math.sqrt(qber * (1 - qber) / frame_bits) / binary_entropy(qber)
-    return threshold + spread + 3.0 / math.sqrt(frame_bits)
+    return threshold + spread * (1 if frame_bits >= SHORT_BITS else 2) + 3.0 / math.sqrt(frame_bits)
 
 
 def make_plan(size_bits: int, qber: float, frame_bits_max: int) -> LdpcPlan | None:

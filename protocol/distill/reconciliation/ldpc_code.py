@@ -55,14 +55,15 @@ PROFILES: tuple[tuple[float, Profile], ...] = (
 )
 
 
-# Short codes: with many columns of degree 2 they have words of low weight, and decode to a wrong string.
+# Short codes with few checks: many columns of degree 2 would give them words of low weight, and wrong strings.
 SHORT_BITS = 20_000
+SHORT_LEAK_SHARE = 0.33
 SHORT_PROFILE: Profile = ((2, 0.02), (3, 0.80), (10, 0.18))
 
 
 def profile_for(size_bits: int, leak_share: float) -> Profile:
     """Return the profile designed for the nearest syndrome length."""
-    if size_bits < SHORT_BITS:
+    if size_bits < SHORT_BITS and leak_share < SHORT_LEAK_SHARE:
         return SHORT_PROFILE
     shares = (0.0975, 0.162, 0.216, 0.308, 0.42)
     return PROFILES[min(range(len(shares)), key=lambda i: abs(math.log(shares[i] / leak_share)))][1]
@@ -80,7 +81,7 @@ def column_degrees(columns: int, rows: int, profile: Profile) -> list[int]:
 
 @lru_cache(maxsize=64)
 def build_code(size_bits: int, syndrome_bits: int, rows: int = ROWS) -> Code:
-    """Build the code for strings of `size_bits` > 0 with about `syndrome_bits` of syndrome (rounded up to whole rows)."""
+    """Build the code for strings of `size_bits` > 0 and `syndrome_bits` of syndrome, rounded up to whole rows."""
     z = max(1, -(-syndrome_bits // rows))
     columns = -(-size_bits // z)
     builder = _Builder(rows, columns, z)
