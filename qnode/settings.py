@@ -127,7 +127,7 @@ class PoolSettings:
         "bits", "014 max_key_size: bounds what one request can drain from a pool", 8192, low=64, high=65536
     )
     max_key_per_request: int = setting(
-        "keys", "014 max_key_per_request: bounds one answer to some 60 KB", 128, low=1, high=4096
+        "keys", "014 max_key_per_request: bounds one answer to some 180 KB", 128, low=1, high=4096
     )
     max_key_count: int = setting(
         "keys",
@@ -136,7 +136,6 @@ class PoolSettings:
         low=1,
         high=1_000_000,
     )
-    max_sae_id_count: int = setting("SAEs", "014 max_SAE_ID_count: 0 means no multicast", 0, low=0, high=64)
     target_bits: int = setting(
         "bits",
         "per link: distillation pauses when its pool holds this much secret key",
@@ -320,7 +319,7 @@ def describe() -> Iterator[tuple[str, str, dataclasses.Field[Any], Setting]]:
         "peer_to_peer": PeerToPeerSettings,
         "api": ApiSettings,
         "pool": PoolSettings,
-        "peers": PeerSettings,
+        "[peers]": PeerSettings,
         "link.<link_id>": LinkSettings,
     }
     for table, cls in tables.items():
@@ -350,3 +349,31 @@ def _names(names: Any) -> str:
 def _require(condition: bool, reason: str) -> None:
     if not condition:
         raise SettingsError(reason)
+
+
+def markdown_tables() -> str:
+    """Return the configuration tables of `docs/configuration.md`, one per TOML table."""
+    lines: list[str] = []
+    current = None
+    for table, key, field, described in describe():
+        if table != current:
+            current = table
+            lines += ["", f"### {f'`[{table}]`' if table else 'Top level'}", ""]
+            lines += ["| key | unit | range | default | why |", "|---|---|---|---|---|"]
+        default = "required" if field.default is dataclasses.MISSING else _plain(field.default)
+        lines.append(f"| `{key}` | {described.unit} | {_range(described)} | {default} | {described.why} |")
+    return "\n".join([*lines[1:], ""])
+
+
+def _range(described: Setting) -> str:
+    if described.choices:
+        return ", ".join(described.choices)
+    if described.low is None or described.high is None:
+        return "1–63 letters, digits, `.`, `_`, `-`" if described.name else "–"
+    return f"{_plain(described.low)} – {_plain(described.high)}"
+
+
+def _plain(value: Any) -> str:
+    if value is None:
+        return "none"
+    return f"{value:,}" if isinstance(value, int | float) else f"`{value}`"

@@ -18,6 +18,8 @@ SIZE_NOT_MULTIPLE: Final = "size shall be a multiple of 8"
 MANDATORY_NOT_SUPPORTED: Final = "not all extension_mandatory parameters are supported"
 KEYS_NOT_FOUND: Final = "one or more keys specified are not found on KME"
 SAE_ID_LENGTH_MAX: Final = 255  # longer than any the chain can register; bounds what a message repeats
+# How many of them the node allows (max_SAE_ID_count) it says itself; this bounds what it is asked.
+ADDITIONAL_SLAVES_MAX: Final = 64
 _UUID: Final = re.compile(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
 # `size` and `number` above this are refused as malformed before they are compared with the node's limits.
 _INTEGER_MAX: Final = 2**31 - 1
@@ -93,15 +95,12 @@ class Etsi014:
             raise CallError(400, SIZE_NOT_MULTIPLE)
         return integer(size_bits, "size", self._limits.min_key_size_bits, self._limits.max_key_size_bits)
 
-    def _additional_slaves(self, value: Any) -> tuple[str, ...]:
+    @staticmethod
+    def _additional_slaves(value: Any) -> tuple[str, ...]:
         if not isinstance(value, list) or not all(isinstance(each, str) for each in value):
             raise CallError(400, "additional_slave_SAE_IDs must be an array of strings")
-        if len(value) > self._limits.max_sae_id_count:
-            raise CallError(
-                400,
-                f"additional_slave_SAE_IDs names {len(value)} SAEs; "
-                f"max_SAE_ID_count is {self._limits.max_sae_id_count}",
-            )
+        if len(value) > ADDITIONAL_SLAVES_MAX:
+            raise CallError(400, f"additional_slave_SAE_IDs names {len(value)} SAEs, more than any KME allows")
         if len(set(value)) != len(value):
             raise CallError(400, "additional_slave_SAE_IDs names an SAE twice")
         return tuple(_sae_id(each) for each in value)

@@ -80,8 +80,8 @@ def verify(directory: Path, as_json: bool) -> None:
     """Check the whole chain of every node. Exit status 0 only when all of it holds.
 
     A stopped node's chain is read from its disk and executed again: hash links, state roots, a valid commit
-    certificate of a quorum for every block, the signature of every bundle. A running node's chain is read over its API and compared
-    with the others: hash links, and equal blocks and state roots at equal heights.
+    certificate of a quorum for every block, the signature of every bundle. A running node's chain is read over its API
+    and compared with the others: hash links, and equal blocks (hence equal states before them) at equal heights.
     """
     found = Cluster.open(directory)
     reports = [_verify_running(member) if member.process else _verify_stored(found, member) for member in found.members]
