@@ -24,7 +24,7 @@ from qnode.inputs import (
     StatusAnswer,
 )
 from qnode.keystore import KeyStore
-from qnode.relay import Relay, TransferFailed, Transferred
+from qnode.relay import Relay, TransferFailed, Transferred, fresh_key_ids
 
 NOT_FOUND = RequestError(400, "one or more keys specified are not found on KME")
 """Fixed by the standard; the same for keys of others and for keys that never were, so that nobody can probe."""
@@ -114,7 +114,7 @@ class Delivery:
             return
         assert isinstance(slave, SaeState)
         size_bits = self._limits.default_key_size_bits if request.size_bits is None else request.size_bits
-        key_ids = tuple(uuid.UUID(bytes=self._context.entropy.take(16), version=4).bytes for _ in range(request.number))
+        key_ids = fresh_key_ids(self._context.entropy, request.number)
 
         def done(outcome: Transferred | TransferFailed) -> None:
             if isinstance(outcome, TransferFailed):

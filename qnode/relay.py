@@ -9,7 +9,8 @@ so a key exists at both ends or is delivered at none.
 Decides how keys travel; who may have them is `delivery`'s business.
 """
 
-from collections.abc import Callable, Mapping
+import uuid
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Final
 
@@ -17,6 +18,8 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.poly1305 import Poly1305
 
 from ledger.state import State
+from ledger.transactions import HOPS_MAX
+from protocol.entropy import Entropy
 from protocol.keys import KeyMaterial
 from qnode.context import Context
 from qnode.effects import TrafficClass
@@ -32,6 +35,8 @@ TRANSFERS_MAX: Final = 4096
 """Transfers under way at one node, own and relayed; beyond it new ones are refused (about 30 MB)."""
 KEYS_PER_TRANSFER_MAX: Final = 4096
 PATH_NODES_MAX: Final = 64
+BLOCK_BYTES_MAX: Final = 1 << 32
+"""Offsets that a relay may claim in a block: far above any block, far below what the chain's records can say."""
 HELD_LIFETIME_NS: Final = 3600 * 10**9
 """A key that its application does not fetch within an hour is destroyed."""
 
@@ -77,8 +82,9 @@ class _Own:
 
 @dataclass(frozen=True, slots=True)
 class _Passing:
-    """A transfer that this node relays: where its answer goes, and what this hop used."""
+    """A transfer that this node relays: where its answer comes from and goes, and what this hop used."""
 
+    asked: str
     back_to: str
     regions: tuple[Region, ...]
     deadline_ns: int
@@ -121,7 +127,7 @@ class Relay:
         total_bytes = TAG_KEY_BYTES + own.size_bytes * len(own.key_ids)
         while own.attempts < ATTEMPTS_MAX:
             path = shortest_path(self._state().links(), self._context.node_id, own.target, own.excluded)
-            if path is None:
+            if path is None or len(path) > PATH_NODES_MAX:
                 break
             own.attempts += 1
             link_id = self._usable_link(path[1], own.excluded)
@@ -132,6 +138,8 @@ class Relay:
                 continue
             own.path, own.first_link = path, link_id
             own.regions, taken, writes = reserved
+            if own.attempts > 1:  # the far node may hold the keys of an earlier attempt, whose answer was lost
+                own.key_ids = fresh_key_ids(self._context.entropy, len(own.key_ids))
             own.secret = taken[TAG_KEY_BYTES:]
             own.deadline_ns = self._context.now_ns + TRANSFER_DEADLINE_NS
             self._context.write(writes)
@@ -207,6 +215,7 @@ class Relay:
             len(message.transfer_id) == 16
             and 0 < len(message.key_ids) <= KEYS_PER_TRANSFER_MAX
             and all(len(key_id) == 16 for key_id in message.key_ids)
+            and len(set(message.key_ids)) == len(message.key_ids)
             and message.size_bytes > 0
             and len(message.slave_saes) == 1
             and 2 <= len(path) <= PATH_NODES_MAX
@@ -253,18 +262,18 @@ class Relay:
         """A trusted node in the middle: the next hop's pad over the key."""
         neighbour = message.path[message.hop + 2]
         node_id = self._context.node_id
+        if message.transfer_id in self._passing or len(self._own) + len(self._passing) >= TRANSFERS_MAX:
+            self._answer(peer, message.transfer_id, f"{node_id}: too many transfers, or one of this ID")
+            return
         link_id = self._usable_link(neighbour, set())
         reserved = self._keys.reserve(link_id, TAG_KEY_BYTES + len(secret)) if link_id else None
         if reserved is None:
             self._answer(peer, message.transfer_id, f"{node_id}: not enough key towards {neighbour}, or out of reach")
             return
-        if message.transfer_id in self._passing or len(self._own) + len(self._passing) >= TRANSFERS_MAX:
-            self._answer(peer, message.transfer_id, f"{node_id}: too many transfers, or one of this ID")
-            return
         regions, pad, writes = reserved
         self._context.write(writes)
         deadline_ns = self._context.now_ns + TRANSFER_DEADLINE_NS
-        self._passing[message.transfer_id] = _Passing(peer, regions, deadline_ns)
+        self._passing[message.transfer_id] = _Passing(neighbour, peer, regions, deadline_ns)
         onward = replace(
             message, hop=message.hop + 1, regions=regions, ciphertext=_xor(secret, pad[TAG_KEY_BYTES:]), tag=b""
         )
@@ -281,8 +290,9 @@ class Relay:
                 del self._own[answer.transfer_id]
                 self._finish(own, answer)
             return
-        passing = self._passing.pop(answer.transfer_id, None)
-        if passing is not None:
+        passing = self._passing.get(answer.transfer_id)
+        if passing is not None and passing.asked == peer:
+            del self._passing[answer.transfer_id]
             onward = replace(answer, regions=passing.regions + answer.regions) if answer.stored else answer
             self._context.send(passing.back_to, TrafficClass.SESSION, onward)
 
@@ -292,13 +302,32 @@ class Relay:
             self._exclude_failed(own, answer.reason)
             self._attempt(own)
             return
+        regions = own.regions + answer.regions
+        if not self._carried(own, regions):
+            own.done(TransferFailed("the relays name no pieces of key that a record could hold; ask for fewer keys"))
+            return
         size = own.size_bytes
         keys = tuple(
             (key_id, KeyMaterial(own.secret[index * size : (index + 1) * size]))
             for index, key_id in enumerate(own.key_ids)
         )
         own.secret = b""
-        own.done(Transferred(keys, own.path, own.regions + answer.regions))
+        own.done(Transferred(keys, own.path, regions))
+
+    def _carried(self, own: _Own, regions: Sequence[Region]) -> bool:
+        """Whether the pieces that the relays claim can have carried the transfer: hop by hop, each of its size."""
+        state, path = self._state(), own.path
+        total_bytes = TAG_KEY_BYTES + own.size_bytes * len(own.key_ids)
+        hop, carried = 0, 0
+        for link_id, _, offset, size in regions:
+            if carried == total_bytes:
+                hop, carried = hop + 1, 0
+            link = state.link(link_id)
+            fits = link is not None and hop + 1 < len(path) and link.joins(path[hop], path[hop + 1])
+            if not fits or size <= 0 or offset + size > BLOCK_BYTES_MAX:
+                return False
+            carried += size
+        return len(regions) <= HOPS_MAX and hop == len(path) - 2 and carried == total_bytes
 
     def _exclude_failed(self, own: _Own, reason: str) -> None:
         """Avoid the hop that failed next time: the one behind the node that answered, else the first."""
@@ -384,6 +413,11 @@ class Relay:
         deadlines += [each.deadline_ns for each in self._passing.values()]
         deadlines += [each.deadline_ns for each in self._probes.values()]
         return min(deadlines, default=None)
+
+
+def fresh_key_ids(entropy: Entropy, count: int) -> tuple[bytes, ...]:
+    """Return key IDs (UUIDs of version 4, 16 bytes each) that no other key has."""
+    return tuple(uuid.UUID(bytes=entropy.take(16), version=4).bytes for _ in range(count))
 
 
 def _tagged_bytes(message: KeyTransfer) -> bytes:
