@@ -3,6 +3,7 @@
 import heapq
 import itertools
 import random
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -11,14 +12,22 @@ import numpy as np
 
 from ledger.genesis import Genesis, GenesisLink, GenesisNode, GenesisSae
 from ledger.signatures import Ed25519Signer, Ed25519Verifier
+from ledger.state import LinkState, SaeState
 from protocol.entropy import SeededEntropy
+from protocol.keys import KeyMaterial
+from protocol.messages import Record
 from protocol.quantum.link import LinkParameters
 from protocol.session import SessionParameters
-from qnode.delivery import DeliveryLimits
+from qnode.context import Context
+from qnode.delivery import Delivery, DeliveryLimits
 from qnode.effects import Delete, Disconnect, Effect, Log, Put, Respond, RunJob, SendTo
 from qnode.inputs import FrameReceived, Input, JobDone, PeerConnected, PeerLost, Request, Requested, Ticked
+from qnode.keystore import KeyStore, PendingBlock
 from qnode.links import LinkConfiguration
 from qnode.node import Node, NodeSetup
+from qnode.relay import Relay
+from qnode.vault import Vault
+from qnode.wire import KeyTransfer, KeyTransferred, PathProbe, PathProbed, PeerFault, decode
 
 LATENCY_NS = 1_000_000
 SYNC_NS = 300_000
@@ -57,7 +66,13 @@ class Host:
 class Cluster:
     """Nodes joined by links with latency; `run` advances virtual time until a condition holds."""
 
-    def __init__(self, count: int = 4, edges: list[tuple[int, int]] | None = None, block_pulses: int = 600_000) -> None:
+    def __init__(
+        self,
+        count: int = 4,
+        edges: list[tuple[int, int]] | None = None,
+        block_pulses: int = 600_000,
+        pool_target_bits: int = 1 << 20,
+    ) -> None:
         edges = ring(count) if edges is None else edges
         seeds = [bytes([index + 1]) * 32 for index in range(count)]
         signers = [Ed25519Signer(seed) for seed in seeds]
@@ -91,7 +106,7 @@ class Cluster:
                     PARAMETERS,
                     session,
                     block_pulses,
-                    1 << 20,
+                    pool_target_bits,
                     SeededEntropy(link.link_id.encode()).take(65_536),
                 )
                 for link in links
@@ -279,3 +294,154 @@ class Cluster:
                 self._input(effect.peer, FrameReceived(source, frame))
 
         self._at(LATENCY_NS, arrive)
+
+
+class ChainView:
+    """What relay and delivery read of the chain's state."""
+
+    def __init__(self, links: list[LinkState], saes: dict[str, SaeState]) -> None:
+        self._links = {link.link_id: link for link in links}
+        self._saes = saes
+
+    def links(self) -> list[LinkState]:
+        return list(self._links.values())
+
+    def link(self, link_id: str) -> LinkState | None:
+        return self._links.get(link_id)
+
+    def sae(self, sae_id: str) -> SaeState | None:
+        return self._saes.get(sae_id)
+
+    def set_alarm(self, link_id: str, alarmed: bool) -> None:
+        self._links[link_id] = replace(self._links[link_id], alarmed=alarmed)
+
+
+@dataclass
+class RelayNode:
+    """Key store, relay and delivery of one node, without chain and links."""
+
+    context: Context
+    keys: KeyStore
+    relay: Relay
+    delivery: Delivery
+    disk: dict[str, dict[bytes, bytes]]
+
+
+class RelayNet:
+    """Relays joined by links that hold given key: transfers in microseconds, every frame open to a `filter`."""
+
+    def __init__(self, edges: list[tuple[int, int]], block_bytes: int = 4000, blocks: int = 1) -> None:
+        count = 1 + max(max(edge) for edge in edges)
+        names = [node_name(index) for index in range(count)]
+        links = [LinkState(f"link-{a + 1}-{b + 1}", node_name(a), node_name(b)) for a, b in edges]
+        self.chain = ChainView(links, {f"sae-{i + 1}": SaeState(f"sae-{i + 1}", name) for i, name in enumerate(names)})
+        self.filter: Callable[[str, str, Record], list[Record]] = lambda source, target, frame: [frame]
+        self.answers: dict[int, Any] = {}
+        self.faults: list[tuple[str, str]] = []
+        self.recorded: list[Any] = []
+        self.seen: list[tuple[str, str, Record]] = []
+        self.now_ns = START_NS
+        self._flying: deque[tuple[str, str, bytes]] = deque()
+        self._request_ids = itertools.count(1)
+        self.nodes: dict[str, RelayNode] = {}
+        for name in names:
+            own = [link for link in links if name in (link.transmitter, link.receiver)]
+            self.nodes[name] = self._node(name, own)
+        for link in links:
+            for number in range(blocks):
+                key = SeededEntropy(f"{link.link_id}/{number}".encode()).take(block_bytes)
+                for name in (link.transmitter, link.receiver):
+                    store = self.nodes[name].keys
+                    empty = KeyMaterial(b""), KeyMaterial(b"")
+                    store.add_pending(PendingBlock(link.link_id, number, 100, *empty, KeyMaterial(key)))
+                    self._store(name, store.activate(link.link_id, number)[1])
+            self.nodes[link.transmitter].context.connected[link.receiver] = None
+            self.nodes[link.receiver].context.connected[link.transmitter] = None
+
+    def _node(self, name: str, links: list[LinkState]) -> RelayNode:
+        context = Context(name, SeededEntropy(name.encode()), random.Random(0))
+        context.begin(self.now_ns)
+        vault = Vault(name.encode().ljust(32), SeededEntropy(b"vault" + name.encode()))
+        keys = KeyStore(vault, {link.link_id: 0 if link.transmitter == name else 1 for link in links}, {})
+        by_neighbour: dict[str, tuple[str, ...]] = {}
+        for link in links:
+            peer = link.receiver if link.transmitter == name else link.transmitter
+            by_neighbour[peer] = (*by_neighbour.get(peer, ()), link.link_id)
+        chain: Any = self.chain
+        relay = Relay(context, keys, lambda: chain, by_neighbour)
+        return RelayNode(context, keys, relay, Delivery(context, keys, relay, lambda: chain, LIMITS), {})
+
+    def ask(self, name: str, request: Any) -> Any:
+        """Put a request to a node and carry messages until none is left; None if it is not answered by then."""
+        request_id = next(self._request_ids)
+        self.nodes[name].delivery.handle(request_id, request)
+        self.pump()
+        return self.answers.get(request_id)
+
+    def give(self, source: str, target: str, frame: Record) -> None:
+        """Let a frame arrive that its `source` may never have sent."""
+        node = self.nodes[target]
+        fault: PeerFault | None = None
+        match frame:
+            case KeyTransfer():
+                fault = node.relay.transfer_received(source, frame)
+            case KeyTransferred():
+                fault = node.relay.transferred(source, frame)  # type: ignore[func-returns-value]
+            case PathProbe():
+                fault = node.relay.probe_received(source, frame)
+            case PathProbed():
+                node.relay.probed(frame)
+        if fault is not None:
+            self.faults.append((source, fault.reason))
+        self.pump()
+
+    def pass_time(self, seconds: float) -> None:
+        self.now_ns += int(seconds * 1e9)
+        for node in self.nodes.values():
+            node.context.begin(self.now_ns)
+            node.relay.tick()
+        self.pump()
+
+    def lose(self, name: str) -> None:
+        """A node is gone: its neighbours notice."""
+        for other, node in self.nodes.items():
+            if other != name and name in node.context.connected:
+                del node.context.connected[name]
+                node.relay.peer_lost(name)
+        self.nodes[name].context.connected.clear()
+        self.pump()
+
+    def pump(self) -> None:
+        while True:
+            for name, node in self.nodes.items():
+                self.recorded += node.context.take_transactions()
+                for effect in node.context.take():
+                    self._execute(name, effect)
+            if not self._flying:
+                return
+            source, target, frame = self._flying.popleft()
+            if target not in self.nodes[source].context.connected:
+                continue
+            record = decode(frame)
+            assert not isinstance(record, PeerFault), record
+            for arrives in self.filter(source, target, record):
+                self.seen.append((source, target, arrives))
+                self.give(source, target, arrives)
+
+    def _execute(self, name: str, effect: Effect) -> None:
+        match effect:
+            case Put() | Delete():
+                self._store(name, [effect])
+            case SendTo(peer, _, frame):
+                self._flying.append((name, peer, frame))
+            case Respond(request_id, answer):
+                assert request_id not in self.answers, "a request is answered once"
+                self.answers[request_id] = answer
+
+    def _store(self, name: str, writes: list[Put | Delete]) -> None:
+        for write in writes:
+            rows = self.nodes[name].disk.setdefault(write.table, {})
+            if isinstance(write, Put):
+                rows[write.key] = write.value
+            else:
+                rows.pop(write.key, None)
