@@ -27,7 +27,7 @@ BLOCKS_MAX = 200
 SECONDS = 2.0  # of measuring: enough blocks that a median is steady on a noisy machine
 TABLE_QBERS = (0.01, 0.02, 0.03, 0.05, 0.08)
 TABLE_SIZES_BITS = (10_000, 100_000, 1_000_000)
-TABLE_METHODS = ("cascade", "cascade-original", "ldpc")
+TABLE_METHODS = ("cascade", "cascade-fast", "cascade-original", "ldpc")
 
 
 def _noisy(size_bits: int, qber: float, generator: np.random.Generator) -> tuple[Bits, Bits]:

@@ -11,7 +11,7 @@ from protocol.distill.reconciliation.ldpc import make_ldpc
 from protocol.distill.reconciliation.party import Outcome, Party, ReconciliationError, Role, run_pair
 from protocol.parameters import ParameterError
 
-METHODS = ("cascade", "cascade-original", "ldpc", "parity", "auto")
+METHODS = ("cascade", "cascade-fast", "cascade-original", "ldpc", "parity", "auto")
 
 __all__ = [
     "METHODS",
@@ -36,8 +36,8 @@ def make_party(method: str, role: Role, bits: NDArray[np.uint8], qber: float, se
     """
     if method == "auto":
         method, options = choose_method(bits.size, qber, **options).method, {}
-    if method in ("cascade", "cascade-original"):
-        return make_cascade(role, bits, qber, seed, original=method == "cascade-original", **options)
+    if method in ("cascade", "cascade-fast", "cascade-original"):
+        return make_cascade(role, bits, qber, seed, method=method, **options)
     if method in ("ldpc", "parity"):
         return make_ldpc(role, bits, qber, device=method == "parity", **options)
     raise ParameterError(f"method is {method!r}; it is one of {', '.join(METHODS)}")

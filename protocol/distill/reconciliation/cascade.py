@@ -1,9 +1,10 @@
 """Cascade: interactive reconciliation by parities, many frames in flight (S0-E6, S4-5.7).
 
-Brassard and Salvail, EUROCRYPT '93 ("cascade-original": first blocks of 0.73 / QBER, doubled over four passes), and a
-modern parameter set after Martínez-Mateo, Pacher, Peev, Ciurana, Martín, Quantum Inf. Comput. 15, 453 (2015), with
-every parity ever learned reused ("cascade"). This module decides parameters, messages and accounting; the search
-itself is in `cascade_search` (twin) or the kernel, which agree message for message. Implements SPEC §5.2.
+Brassard and Salvail, EUROCRYPT '93 ("cascade-original": first blocks of 0.73 / QBER, doubled over four passes), and
+two modern sets of parameters after Martínez-Mateo, Pacher, Peev, Ciurana, Martín, Quantum Inf. Comput. 15, 453 (2015),
+with every parity ever learned reused: "cascade" leaks least, "cascade-fast" needs a third of its round trips. This
+module decides parameters, messages and accounting; the search itself is in `cascade_search` (twin) or the kernel,
+which agree message for message. Implements SPEC §5.2.
 
 The block is cut into up to 64 interleaved frames (frame f holds the bits f, f + L, f + 2L, …): a round trip serves
 all of them, one machine word holds a row of them, and a burst of errors is spread over them.
@@ -77,14 +78,15 @@ class CascadePlan:
         return self.lanes * sum(self.sent_blocks(i) for i in range(len(self.block_rows))) + self.check_bits
 
 
-def make_plan(size_bits: int, qber: float, seed: bytes, original: bool) -> CascadePlan:
+def make_plan(size_bits: int, qber: float, seed: bytes, method: str) -> CascadePlan:
     """Choose lanes and block sizes. Raises ParameterError for a size or QBER out of range."""
     require_range("qber", qber, 0.0, 1.0)
     require_range("size_bits", size_bits, 0, LANES_MAX * ROWS_MAX)
     lanes = min(LANES_MAX, max(1, round(size_bits / FRAME_BITS)))
     rows = -(-size_bits // lanes)
     expected = min(0.5, max(QBER_MIN, qber))
-    sizes = _original_sizes(expected) if original else _modern_sizes(expected, rows)
+    original = method == "cascade-original"
+    sizes = _original_sizes(expected) if original else _modern_sizes(expected, rows, method == "cascade-fast")
     # A pass of one block repeats the first pass's total parity: it is left out.
     first = max(1, min(rows, sizes[0]))
     kept = (first, *(size for size in sizes[1:] if size < rows))
@@ -107,15 +109,17 @@ def _original_sizes(qber: float) -> list[int]:
     return [first << index for index in range(PASSES_ORIGINAL)]
 
 
-def _modern_sizes(qber: float, rows: int) -> list[int]:
+def _modern_sizes(qber: float, rows: int, fast: bool) -> list[int]:
     """Powers of two, so that all searches of a pass end together: a first block of ½ to 1 error, then 4 or 8 such.
 
-    Measured at n = 10⁶ over QBER 1-8 % among 20 sets: within 1 % of the least leak at half its round trips. The third
-    size bounds what the halvings have left to find.
+    Measured at n = 10⁶ over QBER 1-8 % among 20 sets: within 1 % of the least leak at half its round trips. Only twice
+    the first size is faster: what the second pass finds then takes fewer rounds to follow. The third size bounds what
+    the halvings have left to find.
     """
     half = max(2, -(-rows // 2))
     first = max(2, 1 << math.floor(math.log2(1 / qber)))
-    growing = [first, first * (8 if first * qber < 0.75 else 4), 4096]
+    growth = 2 if fast else 8 if first * qber < 0.75 else 4
+    growing = [first, first * growth, 4096]
     return [min(size, half) for size in growing] + [half] * HALVINGS
 
 
@@ -285,7 +289,7 @@ class CascadeBob(_Side):
 
 
 def make_cascade(
-    role: str, bits: Bits, qber: float, seed: bytes, *, original: bool = False, use_kernel: bool | None = None
+    role: str, bits: Bits, qber: float, seed: bytes, *, method: str = "cascade", use_kernel: bool | None = None
 ) -> CascadeAlice | CascadeBob:
     """Make one side of Cascade for a block of 0/1 `bits`; both sides must pass equal sizes, `qber` and `seed`.
 
@@ -294,7 +298,6 @@ def make_cascade(
     require(role in ("alice", "bob"), f"role is {role!r}; it is 'alice' or 'bob'")
     if bits.ndim != 1 or bits.dtype != np.uint8 or (bits.size and int(bits.max()) > 1):
         raise ParameterError("bits is one line of uint8 zeros and ones")
-    plan = make_plan(bits.size, qber, seed, original)
-    method = "cascade-original" if original else "cascade"
+    plan = make_plan(bits.size, qber, seed, method)
     side = CascadeAlice if role == "alice" else CascadeBob
     return side(bits, plan, seed, method, use_kernel)

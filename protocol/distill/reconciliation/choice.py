@@ -2,7 +2,8 @@
 
 The figures below were measured with `loadtest.bench_distill` on one core of a 2026 server with the kernels, both sides
 counted. They decide speed only: every method is correct, and the key length subtracts what was leaked, not what was
-expected. Both sides must choose from equal inputs.
+expected. The original Cascade is not among them: it is there to be compared with, leaves errors in one megabit block
+of a hundred, and "cascade-fast" leaks less in as many round trips. Both sides must choose from equal inputs.
 """
 
 import math
@@ -41,7 +42,7 @@ class Measured:
                 share = (max(qber, low) - low) / (high - low)
                 value = below + share * (above - below)
                 break
-        return value + self.fixed_leak_bits / (size_bits * binary_entropy(max(qber, 1e-3)))
+        return value + self.fixed_leak_bits / (size_bits * binary_entropy(min(0.5, max(qber, 1e-3))))
 
     def round_trips_at(self, size_bits: int) -> float:
         """Return the expected round trips, by the logarithm of the size."""
@@ -60,12 +61,12 @@ MEASURED: tuple[Measured, ...] = (
         (256, 1 << 26),
     ),
     Measured(
-        "cascade-original",
-        ((0.01, 1.138), (0.02, 1.155), (0.03, 1.174), (0.05, 1.181), (0.08, 1.222), (0.11, 1.24)),
-        0,
-        (45, 85),
-        2.5e-9,
-        1.0e-7,
+        "cascade-fast",
+        ((0.01, 1.076), (0.02, 1.084), (0.03, 1.070), (0.05, 1.077), (0.08, 1.121), (0.11, 1.14)),
+        24,
+        (45, 78),
+        3.2e-9,
+        1.1e-7,
         (1, 1 << 26),
     ),
     Measured(
