@@ -224,6 +224,7 @@ def decoy_key_length(
     security: SecurityParameters,
     *,
     tag_collision: float | None = None,
+    intensity_fluctuation: float = 0.0,
 ) -> KeyLength:
     """Return the secret length of one block of decoy BB84, or 0 bits with a reason.
 
@@ -238,6 +239,8 @@ def decoy_key_length(
     collision = 2.0**-tag_bits if tag_collision is None else tag_collision
     if collision > security.epsilon_correctness:
         return _no_key(security, f"a tag that collides with probability {collision:.1e} is too weak for the block")
+    if intensity_fluctuation > 0.0:
+        return _no_key(security, "the decoy bound is proved for exactly known intensities (no fluctuation) only")
     if security.preparation_quality_bits < 1.0:
         return _no_key(security, "the decoy bound is proved for exactly conjugate bases (preparation quality 1) only")
     mu, p, n, m, errors = (np.array(c, dtype=float) for c in (intensities, probabilities, key, test, test_errors))

@@ -18,9 +18,9 @@ Floats = NDArray[np.float64]
 PLANCK_TIMES_LIGHT_J_M: Final = 1.98644586e-25
 
 # (refractive-index structure Cn² in m^(-2/3), spectral radiance of the background in W/(m² sr µm)).
-# Radiances outdoors: clear day 1.5 … hazy day 15, full moon 1.5e-3 (Miao et al., New J. Phys. 7, 215 (2005)); lamps
-# make an urban night ten times brighter, and rooms are lit day and night with little infrared. Cn² near the ground:
-# 1e-13 over warm asphalt by day, 1e-15 at night (Andrews & Phillips 2005); still air indoors 1e-17.
+# Orders of magnitude, to be replaced by a site's own: radiances outdoors 1.5 on a clear and 15 on a hazy day, 1.5e-3
+# under a full moon (after Miao et al., New J. Phys. 7, 215 (2005)), ten times that among street lamps; rooms are lit
+# day and night with little infrared. Cn² near the ground: 1e-13 over warm asphalt, 1e-15 at night; still air 1e-17.
 PROFILES: Final[dict[tuple[str, str], tuple[float, float]]] = {
     ("urban", "day"): (1e-13, 15.0),
     ("urban", "night"): (2e-15, 1.5e-2),

@@ -64,6 +64,18 @@ class LinkParameters:
         )
 
     @property
+    def proof_gaps(self) -> tuple[str, ...]:
+        """Return what of these parameters the security proofs do not cover (SPEC §7.4); a link with any makes no key."""
+        detector, gaps = self.detector, []
+        if detector.efficiency_0 != detector.efficiency_1:
+            gaps.append("the detectors' efficiencies differ: a click's value is not independent of its being detected")
+        if detector.double_click != "random":
+            gaps.append("double clicks are discarded, not assigned at random")
+        if self.source.intensity_fluctuation > 0.0:
+            gaps.append("the intensities fluctuate, and the decoy bounds need them known")
+        return tuple(gaps)
+
+    @property
     def background_per_gate(self) -> float:
         """Return the channel's mean number of background photons at Bob's input in one gate."""
         return self.channel.medium.background_rate_hz * self.detector.gate_width_ns * 1e-9

@@ -65,6 +65,12 @@ def rotation(angle_rad: float) -> list[Matrix]:
     return [np.array([[c, -s], [s, c]], dtype=np.complex128)]
 
 
+def phase(angle_rad: float) -> list[Matrix]:
+    """Return the unitary of a phase between |0> and |1>: the drift of a time-bin interferometer."""
+    require_range("phase_rad", angle_rad, -math.pi, math.pi, "rad")
+    return [np.array([[1, 0], [0, complex(math.cos(angle_rad), math.sin(angle_rad))]], dtype=np.complex128)]
+
+
 def apply(kraus: list[Matrix], density: Matrix) -> Matrix:
     """Return Σ K ρ K† for a 2×2 density matrix."""
     return sum((k @ density @ k.conj().T for k in kraus), np.zeros((2, 2), dtype=np.complex128))
@@ -78,9 +84,14 @@ def pauli_probabilities(kraus: list[Matrix]) -> NDArray[np.float64]:
 
 @dataclass(frozen=True, slots=True)
 class NoiseParameters:
-    """The noise maps of a channel, applied in this order: rotation, dephasing, amplitude damping, depolarising."""
+    """The noise maps of a channel, applied in this order: rotation, phase, dephasing, damping, depolarising.
+
+    They say what a carrier suffers: polarisation turns (rotation_rad, all BB84 states alike); a time-bin qubit's
+    interferometers drift apart (phase_rad) or blur (dephasing), which only the X basis feels.
+    """
 
     rotation_rad: float = 0.0
+    phase_rad: float = 0.0
     dephasing: float = 0.0
     amplitude_damping: float = 0.0
     depolarising: float = 0.0
@@ -92,6 +103,7 @@ class NoiseParameters:
         """Return the Kraus operators of each map. Raises ParameterError for a parameter out of range."""
         return [
             rotation(self.rotation_rad),
+            phase(self.phase_rad),
             dephasing(self.dephasing),
             amplitude_damping(self.amplitude_damping),
             depolarising(self.depolarising),

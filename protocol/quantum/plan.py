@@ -212,7 +212,9 @@ def plan_link(
     key_qber = float(wrong[:, 0].sum() / sifted[:, 0].sum()) if sifted[:, 0].sum() > 0 else 0.5
     leaked_bits = math.ceil(min(1.0, efficiency * binary_entropy(key_qber)) * sum(key))
     costs = (leaked_bits, TAG_BITS, security)
-    if source.model == SINGLE_PHOTON:
+    if parameters.proof_gaps:
+        length = KeyLength(0, security.epsilon_total, "none", {}, "; ".join(parameters.proof_gaps))
+    elif source.model == SINGLE_PHOTON:
         length = secret_key_length(sum(key), sum(test), sum(test_errors), *costs)
     else:
         statistics = (source.intensities, source.intensity_probabilities, key, test, test_errors)

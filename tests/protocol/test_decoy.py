@@ -153,6 +153,8 @@ def test_refusals():
         key_length([-1, 1, 1], good[1], good[2])
     assert "tag" in key_length(*good, tag=8).reason
     assert key_length([0, 0, 0], good[1], good[2]).bits == 0
+    drifting = decoy.decoy_key_length(tuple(MU), tuple(P), *good, 0, 64, SECURITY, intensity_fluctuation=0.01)
+    assert drifting.bits == 0 and "fluctuation" in drifting.reason
 
 
 # ---- published results (docs/physics.md has the table)

@@ -40,6 +40,13 @@ def test_rotation_gives_malus_law(angle):
     assert table[0, 1] == pytest.approx((1 - math.sin(2 * angle)) / 2, abs=1e-12)
 
 
+@given(st.floats(-math.pi, math.pi))
+def test_time_bin_phase_is_felt_in_x_only(angle):
+    table = noise.NoiseParameters(phase_rad=angle).one_probability()
+    assert table[:2, 0] == pytest.approx([0.0, 1.0], abs=1e-12)
+    assert table[2, 1] == pytest.approx((1 - math.cos(angle)) / 2, abs=1e-12)
+
+
 def test_states_of_the_papers():
     assert np.allclose(states.superposition([0.25] * 4), 0.5)
     assert np.allclose(states.qubit(1 / math.sqrt(2), -1 / math.sqrt(2)), states.bb84_state(1, 1))

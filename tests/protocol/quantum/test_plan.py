@@ -191,6 +191,21 @@ def test_single_photon_links_are_planned_by_their_own_proof():
     assert planned.key_length.bits > 0 and "single" in planned.key_length.proof
 
 
+@pytest.mark.parametrize(
+    "table",
+    [
+        {"detector": {"efficiency_1": 0.1}},
+        {"detector": {"double_click": "discard"}},
+        {"source": {"intensity_fluctuation": 0.05}},
+    ],
+)
+def test_no_key_where_the_proof_does_not_reach(table):
+    link = LinkParameters.from_mapping(table)
+    length = plan.plan_link(link, 10**10).key_length
+    assert length.bits == 0 and length.reason == "; ".join(link.proof_gaps) != ""
+    assert LinkParameters().proof_gaps == ()
+
+
 def test_planner_refuses_nonsense():
     with pytest.raises(ParameterError, match="pulses"):
         plan.plan_link(LinkParameters(), 0)
