@@ -8,7 +8,8 @@ from numpy.typing import NDArray
 
 from protocol.distill.key_length import binary_entropy
 from protocol.distill.reconciliation import ReconciliationError, choose_method, make_party, run_pair
-from protocol.distill.reconciliation.ldpc_code import EXTRAS_MAX, ROWS, build_code
+from protocol.distill.reconciliation.ldpc_code import EXTRAS_MAX, PROFILES, ROWS, build_code
+from protocol.distill.reconciliation.ldpc_design import threshold_efficiency
 from protocol.parameters import ParameterError
 
 Bits = NDArray[np.uint8]
@@ -113,6 +114,14 @@ def test_codes_are_sound(size: int, share: float) -> None:
                 seen.add(key)
     if size >= 100_000:
         assert cycles == 0  # no cycle of length 4
+
+
+@pytest.mark.slow
+def test_the_profiles_have_their_thresholds() -> None:
+    thresholds = [threshold_efficiency(profile, rate) for rate, profile in PROFILES]
+    assert thresholds == sorted(thresholds, reverse=True)
+    assert thresholds[1] < 1.16
+    assert thresholds[-1] < 1.06
 
 
 # ---- auto
