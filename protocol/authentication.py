@@ -98,6 +98,8 @@ class Authenticator:
         self._session = session
         self._send = _Direction(role, send_window)
         self._receive = _Direction(peer_role, receive_window)
+        self.opened_messages = 0
+        """How many messages of the peer were true. At 0, whatever came may be from anybody."""
 
     def begin_receiving(self, window: bytes) -> None:
         """Give the window of the peer's stream, where it becomes known only with the peer's first message."""
@@ -133,4 +135,5 @@ class Authenticator:
             mac.verify(sealed[:TAG_BYTES])
         except InvalidSignature:
             raise ForgedMessage(f"message {sequence} from {self._receive.sender} carries a false tag") from None
+        self.opened_messages += 1
         return body

@@ -229,7 +229,9 @@ class _Session:
         try:
             record = decode_record(self.authenticator.open(sealed), SESSION_RECORDS)
         except ForgedMessage as error:
-            return self._end(_Failed(f"forged message: {error}", attacked=True))
+            # A stranger, who chose where in the stream the answers would begin, gets none: it would cost key there.
+            known = self.authenticator.opened_messages > 0
+            return self._end(_Failed(f"forged message: {error}", attacked=True, tell_peer=known))
         except (KeyExhausted, MalformedMessage) as error:
             return self._end(_Failed(str(error)))
         if isinstance(record, Abort):

@@ -63,6 +63,10 @@ of attack, and the end of the attack is noticed within seconds."""
 PROBE_INTERVAL_NS: Final = 10_000_000_000
 """A link whose pool is full still measures its error rate this often."""
 
+OPENING_BYTES_MAX: Final = 1024
+"""A sealed first message of either end. A false one costs no key, so that nobody can burn a stream by guessing; the
+short bound keeps each guess at its tag below 2^−96 (SPEC 3.5)."""
+
 WINDOW_BYTES_MIN: Final = HASH_KEY_BYTES + 64 * PAD_BYTES
 """Below the key for 64 messages a session is not begun: it could not end."""
 
@@ -118,7 +122,10 @@ class _Running:
     begun_ns: int
     queue: "deque[_Step]" = field(default_factory=deque)
     busy: bool = False
+    answered: bool = False
     heard: bool = False
+    send_used: int = 0
+    receive_used: int = 0
     block: DistilledBlock | None = None
     light: Iterator[bytes] | None = None
     light_ahead: bytes | None = None
@@ -175,7 +182,7 @@ class Link:
         self.attack: str | None = None
         names = ("transmitter", "receiver") if self.role == TRANSMITTER else ("receiver", "transmitter")
         self._send = self._stream(names[0], RESERVE_BYTES, stored)
-        self._receive = self._stream(names[1], 0, stored)
+        self._receive = self._stream(names[1], RESERVE_BYTES, stored)
         self._last_block_number = -1
         for key, value in stored.get(BLOCK_NUMBER_TABLE, ()):
             if key == self.link_id.encode():
@@ -230,7 +237,7 @@ class Link:
         """A sealed message arrived from the neighbour."""
         running = self._running
         if running is not None and running.nonce == frame.nonce and running.block_number == frame.block_number:
-            if self.role == TRANSMITTER and not running.heard and not self._begin_receiving(running, frame):
+            if self.role == TRANSMITTER and not running.answered and not self._begin_receiving(running, frame):
                 return
             self._enqueue(running, lambda: running.session.receive(frame.sealed))
         elif self.role == RECEIVER:
@@ -292,8 +299,10 @@ class Link:
         figures.last_block_ns = now_ns
 
     def refused_by_chain(self, record: KeyBlockRecorded, reason: str) -> None:
-        """The chain refused a block's record: its key is destroyed."""
-        self._unrecorded.pop(record.block_number, None)
+        """The chain refused this end's record: the block's key is destroyed. What others submit changes nothing."""
+        if self._unrecorded.get(record.block_number) != record:
+            return
+        del self._unrecorded[record.block_number]
         self._services.context.write(self._services.keys.discard(self.link_id, record.block_number))
         self._services.context.log(
             "warning", "key block refused by the chain", link=self.link_id, block=record.block_number, reason=reason
@@ -371,6 +380,8 @@ class Link:
             reason = "the receiver is still busy with an earlier session"
         elif frame.block_number <= self._last_block_number:
             reason = "the block number was used"
+        elif len(frame.sealed) > OPENING_BYTES_MAX:
+            reason = "the first message is too long for one"
         elif frame.stream_offset < self._receive.position:
             reason = "that authentication key was used"
         elif self._receive.end - frame.stream_offset < WINDOW_BYTES_MIN:
@@ -415,9 +426,13 @@ class Link:
 
     def _begin_receiving(self, running: _Running, frame: SessionFrame) -> bool:
         """Alice: Bob's first answer says where his stream stands; it may have moved on, never back."""
+        if len(frame.sealed) > OPENING_BYTES_MAX:
+            self._end(running, SessionAborted("the first answer is too long for one", 0, attacked=False))
+            return False
         if frame.stream_offset < self._receive.position:
             self._end(running, SessionAborted("the receiver offers used authentication key", 0, attacked=True))
             return False
+        running.answered = True
         running.receive_start = frame.stream_offset
         window = self._receive.window(frame.stream_offset, WINDOW_BYTES)
         running.session.authenticator.begin_receiving(window)
@@ -446,7 +461,7 @@ class Link:
         running.busy = False
         self._jobs -= 1
         if self._running is not running:
-            return  # given up while the job ran; what it was lent counts as used already
+            return  # given up while the job ran: what it made never leaves
         if error is not None:
             raise error  # our bug: sessions never raise for what a peer or the channel did
         self._account(running)
@@ -455,15 +470,19 @@ class Link:
         self._run_next(running)
 
     def _account(self, running: _Running) -> None:
-        """Make the use of authentication key durable before the messages that used it leave."""
+        """Make the use of authentication key durable before the messages that used it leave.
+
+        Before the peer's first true message nothing that a frame claims (offsets, block number) counts.
+        """
         context, authenticator = self._services.context, running.session.authenticator
-        context.write(self._send.reserve(running.send_start + authenticator.send_used_bytes))
-        if not running.heard and authenticator.receive_used_bytes:
+        running.send_used = authenticator.send_used_bytes
+        if running.send_used:
+            context.write(self._send.reserve(running.send_start + running.send_used))
+        if authenticator.opened_messages:
             running.heard = True
-            context.write(self._receive.reserve(running.receive_start + authenticator.receive_used_bytes))
-            if self.role == RECEIVER:
-                self._remember_block_number(running.block_number)
-        elif self.role == TRANSMITTER and self._last_block_number < running.block_number:
+            running.receive_used = authenticator.receive_used_bytes
+            context.write(self._receive.reserve(running.receive_start + running.receive_used))
+        if self._last_block_number < running.block_number and (running.heard or self.role == TRANSMITTER):
             self._remember_block_number(running.block_number)
 
     def _remember_block_number(self, number: int) -> None:
@@ -584,21 +603,20 @@ class Link:
     # ---- the end
 
     def _close(self, running: _Running) -> None:
-        """Count what the session used as used, and free the link for the next."""
-        context, authenticator = self._services.context, running.session.authenticator
-        context.write(self._send.advance(running.send_start + authenticator.send_used_bytes))
-        if authenticator.receive_used_bytes:
-            context.write(self._receive.advance(running.receive_start + authenticator.receive_used_bytes))
+        """Count what the session used as used, and free the link for the next.
+
+        What a job under way uses beyond the last account never leaves: its messages are dropped.
+        """
+        context = self._services.context
+        if running.send_used:
+            context.write(self._send.advance(running.send_start + running.send_used))
+        if running.receive_used:
+            context.write(self._receive.advance(running.receive_start + running.receive_used))
         self._running = None
 
     def _end(self, running: _Running, aborted: SessionAborted) -> None:
         context = self._services.context
-        if running.busy:
-            # The job still holds the authenticator: everything it was lent counts as used.
-            context.write(self._send.advance(min(running.send_start + WINDOW_BYTES, self._send.end)))
-            self._running = None
-        else:
-            self._close(running)
+        self._close(running)
         if aborted.reason.endswith(PROBED):
             self.figures.last_qber_ppm = aborted.qber_ppm
             return

@@ -31,7 +31,7 @@ class AuthenticationStream:
     """One direction's stream at one end. `direction` names the sender's role: "transmitter" or "receiver"."""
 
     def __init__(self, link_id: str, direction: str, vault: Vault, reserve_bytes: int) -> None:
-        """`reserve_bytes`: RESERVE_BYTES for the stream this end sends with, 0 for the one it receives with."""
+        """`reserve_bytes`: how far a durable reservation runs ahead of use."""
         self._prefix = stream_prefix(link_id, direction)
         self._vault = vault
         self._reserve_bytes = reserve_bytes
