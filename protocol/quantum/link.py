@@ -65,7 +65,7 @@ class LinkParameters:
 
     @property
     def proof_gaps(self) -> tuple[str, ...]:
-        """Return what of these parameters the security proofs do not cover (SPEC §7.4); a link with any makes no key."""
+        """Return what of these parameters the security proofs do not cover (SPEC §7.4): such a link makes no key."""
         detector, gaps = self.detector, []
         if detector.efficiency_0 != detector.efficiency_1:
             gaps.append("the detectors' efficiencies differ: a click's value is not independent of its being detected")
