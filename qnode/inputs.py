@@ -111,9 +111,14 @@ class GetBlocks:
 
 @dataclass(frozen=True, slots=True)
 class SubmitTransactions:
-    """Records of an operator or a bench, already encoded by `ledger.transactions`."""
+    """Records of an operator or a bench, already encoded by `ledger.transactions`.
+
+    Answered when they are safe from a crash of this node or, `until_committed`, when this node has executed the block
+    with the last of them; the answer then says its height and whether that one was accepted.
+    """
 
     transactions: tuple[bytes, ...]
+    until_committed: bool = False
 
 
 Request = GetStatus | GetKeys | GetKeysWithIds | GetNodeStatus | SetAttack | GetBlocks | SubmitTransactions

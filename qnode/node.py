@@ -18,7 +18,7 @@ from ledger.genesis import Genesis
 from ledger.replica import Replica, ReplicaSettings
 from ledger.signatures import Signer, Verifier
 from ledger.state import State
-from ledger.transactions import KeyBlockRecorded, Transaction
+from ledger.transactions import KeyBlockRecorded, Transaction, transaction_id
 from protocol.entropy import Entropy
 from protocol.parameters import ParameterError
 from qnode import wire
@@ -78,6 +78,14 @@ class NodeSetup:
     replica: ReplicaSettings = field(default_factory=ReplicaSettings)
 
 
+@dataclass(frozen=True, slots=True)
+class _Submitter:
+    """A request that brought records; `awaited` is the transaction whose block answers it, empty if admission does."""
+
+    request_id: int
+    awaited: bytes
+
+
 class Node:
     """One node. `stored` is what the effects `Put` and `Delete` have left, per table, in key order."""
 
@@ -117,7 +125,8 @@ class Node:
         self._faults: dict[str, int] = {}
         self._fault_count = 0
         self._tokens = 0
-        self._submitters: dict[int, int] = {}  # token → request that waits for its admission
+        self._submitters: dict[int, _Submitter] = {}  # by token, until the submission is admitted
+        self._committers: dict[bytes, int] = {}  # last transaction of a submission → request that waits for its block
         self._housekeeping_ns = now_ns + HOUSEKEEPING_NS
         self._tell_replica(ledger_inputs.Started())
         self._settle()
@@ -271,19 +280,23 @@ class Node:
                 context.log(level, event, **dict(fields))
 
     def _admitted(self, token: int, reason: str | None) -> None:
-        request_id = self._submitters.pop(token, None)
-        if request_id is None:
+        submitter = self._submitters.pop(token, None)
+        if submitter is None:
             if reason is not None:
                 self._context.log("error", "own records refused by the mempool", reason=reason)
-        elif reason is None:
-            self._context.do(Respond(request_id, DocumentAnswer({"admitted": True})))
-        else:
-            self._context.do(Respond(request_id, RequestError(503, reason)))
+        elif reason is not None:
+            self._committers.pop(submitter.awaited, None)
+            self._context.do(Respond(submitter.request_id, RequestError(503, reason)))
+        elif not submitter.awaited:
+            self._context.do(Respond(submitter.request_id, DocumentAnswer({"admitted": True})))
 
     def _committed(self, news: ledger_outputs.BlockCommitted) -> None:
         """A block is final: key blocks of this node's links become available, expired ones are destroyed."""
         self._context.height = news.height
         for receipt in news.receipts:
+            if self._committers and (request_id := self._committers.pop(receipt.transaction_id, None)) is not None:
+                document = {"committed": True, "height": news.height, "ok": receipt.ok, "reason": receipt.reason}
+                self._context.do(Respond(request_id, DocumentAnswer(document)))
             record = receipt.transaction
             if not isinstance(record, KeyBlockRecorded) or record.link_id not in self._links:
                 continue
@@ -303,10 +316,8 @@ class Node:
         match request:
             case GetStatus() | GetKeys() | GetKeysWithIds():
                 self._delivery.handle(request_id, request)
-            case SubmitTransactions(transactions):
-                self._tokens += 1
-                self._submitters[self._tokens] = request_id
-                self._tell_replica(ledger_inputs.EncodedTransactionsSubmitted(self._tokens, transactions))
+            case SubmitTransactions():
+                self._submit_for(request_id, request)
             case GetNodeStatus():
                 self._context.do(Respond(request_id, DocumentAnswer(self._status())))
             case SetAttack():
@@ -314,6 +325,18 @@ class Node:
             case GetBlocks(first_height, count):
                 blocks = self._replica.blocks(first_height, min(count, BLOCKS_PER_REQUEST_MAX))
                 self._context.do(Respond(request_id, DocumentAnswer({"blocks": blocks})))
+
+    def _submit_for(self, request_id: int, request: SubmitTransactions) -> None:
+        """Submit a caller's records; he hears when they are admitted, or when the last of them is committed."""
+        if not request.transactions:
+            self._context.do(Respond(request_id, RequestError(400, "there are no transactions to submit")))
+            return
+        self._tokens += 1
+        awaited = transaction_id(request.transactions[-1]) if request.until_committed else b""
+        self._submitters[self._tokens] = _Submitter(request_id, awaited)
+        if awaited:
+            self._committers[awaited] = request_id
+        self._tell_replica(ledger_inputs.EncodedTransactionsSubmitted(self._tokens, request.transactions))
 
     def _set_attack(self, request: SetAttack) -> DocumentAnswer | RequestError:
         link = self._links.get(request.link_id)

@@ -87,11 +87,15 @@ def _blocks(call: Call) -> GetBlocks:
 
 
 async def _transactions(call: Call) -> SubmitTransactions:
-    """POST {"transactions": [base64 of an encoded transaction, …]}."""
-    entries = (await call.members("transactions")).get("transactions")
+    """POST {"transactions": [base64 of an encoded transaction, …], "until": "admitted" or "committed"}."""
+    members = await call.members("transactions", "until")
+    entries, until = members.get("transactions"), members.get("until", "admitted")
+    if until not in ("admitted", "committed"):
+        raise CallError(400, 'until must be "admitted" or "committed"')
     if not isinstance(entries, list) or not 1 <= len(entries) <= TRANSACTIONS_PER_CALL_MAX:
         raise CallError(400, f"transactions must be an array of 1 to {TRANSACTIONS_PER_CALL_MAX} base64 strings")
     try:
-        return SubmitTransactions(tuple(base64.b64decode(entry, validate=True) for entry in entries))
+        transactions = tuple(base64.b64decode(entry, validate=True) for entry in entries)
     except (TypeError, ValueError, binascii.Error):
         raise CallError(400, "an entry of transactions is not base64") from None
+    return SubmitTransactions(transactions, until == "committed")
