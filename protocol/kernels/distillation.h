@@ -57,7 +57,7 @@ int qd_toeplitz(const uint8_t *tail, size_t tail_bits, const uint8_t *diagonal, 
 void qd_ldpc_syndrome(uint32_t z, uint32_t rows, const uint32_t *row_start, const uint32_t *column,
                       const uint32_t *shift, const uint8_t *bits, uint8_t *syndrome);
 int qd_ldpc_decode(uint32_t z, uint32_t rows, const uint32_t *row_start, const uint32_t *column, const uint32_t *shift,
-                   uint32_t columns, uint32_t size_bits, int32_t prior, const uint32_t *phi, const int16_t *inverse,
+                   uint32_t columns, uint32_t size_bits, int32_t prior, const uint32_t *phi, const int32_t *inverse,
                    const uint8_t *syndrome, uint32_t iterations_max, uint8_t *errors);
 
 #endif

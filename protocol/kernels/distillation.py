@@ -234,7 +234,7 @@ def _phi(x: NDArray[np.float64]) -> NDArray[np.float64]:
 # φ of a message (a zero counts as half a unit), and back: by the exponent and five mantissa bits of the sum as float32.
 PHI = np.rint(_PHI_SCALE * _phi(np.maximum(np.arange(MESSAGE_LIMIT + 1), 0.5) / UNITS_PER_NAT)).astype(np.uint32)
 _BINS = 2.0 ** (np.arange(1024) // 32) * (1 + (np.arange(1024) % 32 + 0.5) / 32) / _PHI_SCALE
-PHI_INVERSE = np.rint(np.minimum(UNITS_PER_NAT * _phi(np.minimum(_BINS, 30.0)), MESSAGE_LIMIT)).astype(np.int16)
+PHI_INVERSE = np.rint(np.minimum(UNITS_PER_NAT * _phi(np.minimum(_BINS, 30.0)), MESSAGE_LIMIT)).astype(np.int32)
 
 
 def ldpc_syndrome(code: CodeShape, rows: int, bits: Bits) -> Bits:
@@ -280,7 +280,7 @@ def ldpc_decode(
             size_bits,
             prior,
             ffi.from_buffer("uint32_t[]", PHI),
-            ffi.from_buffer("int16_t[]", PHI_INVERSE),
+            ffi.from_buffer("int32_t[]", PHI_INVERSE),
             _readable(syndrome),
             iterations_max,
             _writable(errors),
@@ -308,7 +308,7 @@ def ldpc_decode_twin(
             heard = before - said[edges]
             terms = PHI[np.minimum(np.abs(heard), MESSAGE_LIMIT)].astype(np.int64)
             others = np.maximum(terms.sum(axis=0) - terms, 1).astype(np.float32)
-            size = PHI_INVERSE[(others.view(np.int32) >> 18) - 127 * 32].astype(np.int32)
+            size = PHI_INVERSE[(others.view(np.int32) >> 18) - 127 * 32]
             negative = np.logical_xor.reduce(heard < 0, axis=0) ^ target[row]
             said[edges] = np.where(negative ^ (heard < 0), -size, size)
             after = heard + said[edges]

@@ -11,12 +11,6 @@
 
 #define LIMIT 1023 /* 16 nats at 64 units per nat: the table `phi` ends there. A value sums at most 30 messages. */
 
-#if QD_X86
-#define INLINE static inline __attribute__((always_inline))
-#else
-#define INLINE static inline
-#endif
-
 /* sums[i] ^= bits[i], the circulant's turn having been made by the caller. */
 void qd_ldpc_syndrome(uint32_t z, uint32_t rows, const uint32_t *row_start, const uint32_t *column,
                       const uint32_t *shift, const uint8_t *bits, uint8_t *syndrome)
@@ -38,49 +32,126 @@ typedef struct {
 } row_state;
 
 typedef struct {
-    const uint32_t *phi;   /* [LIMIT + 1]: -ln tanh(x/2), scaled by 2^20 */
-    const int16_t *inverse; /* [1024]: by the exponent and five bits of the mantissa of the scaled sum */
+    const uint32_t *phi;    /* [LIMIT + 1]: -ln tanh(x/2), scaled by 2^20 */
+    const int32_t *inverse; /* [1024]: by the exponent and five bits of the mantissa of the scaled sum */
 } tables;
 
-/* What the check hears from one edge: its value without what the check said last. */
-INLINE void hear(uint32_t count, const int16_t *restrict value, const int16_t *restrict said, int16_t *restrict heard,
-                 uint32_t *restrict total, int16_t *restrict signs, int16_t *restrict parity,
-                 const uint32_t *restrict phi)
+/* What the check hears from one edge: its value without what the check said last, and phi of that. */
+typedef void (*hear_function)(uint32_t count, const int16_t *value, const int16_t *said, int16_t *heard,
+                              uint32_t *term, uint32_t *total, int16_t *signs, int16_t *parity, tables table);
+
+/* What the check says: by the sum over the other edges, with the sign that makes its parity right. Returns whether a
+ * decision changed. */
+typedef int (*say_function)(uint32_t count, int16_t *value, int16_t *said, const int16_t *heard, const uint32_t *term,
+                            const uint32_t *total, const int16_t *signs, tables table);
+
+static void hear_portable(uint32_t count, const int16_t *value, const int16_t *said, int16_t *heard, uint32_t *term,
+                          uint32_t *total, int16_t *signs, int16_t *parity, tables table)
 {
     for (uint32_t i = 0; i < count; i++) {
         int32_t v = value[i] - said[i], size = v < 0 ? -v : v;
         heard[i] = (int16_t)v;
-        total[i] += phi[size < LIMIT ? size : LIMIT];
+        term[i] = table.phi[size < LIMIT ? size : LIMIT];
+        total[i] += term[i];
         signs[i] ^= (int16_t)v;
         parity[i] ^= value[i];
     }
 }
 
-/* What the check says: by the sum over the other edges, with the sign that makes its parity right. */
-INLINE int16_t say(uint32_t count, int16_t *restrict value, int16_t *restrict said, const int16_t *restrict heard,
-                   const uint32_t *restrict total, const int16_t *restrict signs, tables table)
+static int say_portable(uint32_t count, int16_t *value, int16_t *said, const int16_t *heard, const uint32_t *term,
+                        const uint32_t *total, const int16_t *signs, tables table)
 {
-    int16_t changed = 0;
+    int32_t changed = 0;
     for (uint32_t i = 0; i < count; i++) {
-        int32_t v = heard[i], own = v < 0 ? -v : v, index;
-        int32_t others = (int32_t)(total[i] - table.phi[own < LIMIT ? own : LIMIT]);
+        int32_t v = heard[i], index, others = (int32_t)(total[i] - term[i]);
         float scaled = (float)(others > 0 ? others : 1);
         memcpy(&index, &scaled, sizeof index);
         int32_t size = table.inverse[(index >> 18) - 127 * 32];
-        int32_t message = (signs[i] ^ v) < 0 ? -size : size;
-        int16_t now = (int16_t)(v + message);
-        changed |= (int16_t)(now ^ value[i]);
+        int32_t message = (signs[i] ^ v) < 0 ? -size : size, now = v + message;
+        changed |= now ^ value[i];
         said[i] = (int16_t)message;
-        value[i] = now;
+        value[i] = (int16_t)now;
     }
-    return changed;
+    return changed < 0;
+}
+
+#if QD_X86
+#include <immintrin.h>
+
+#define WIDE QD_TARGET("avx512f,avx512bw,avx512vl,avx512dq")
+
+WIDE static __m512i widen(__mmask16 lanes, const int16_t *from)
+{
+    return _mm512_cvtepi16_epi32(_mm256_maskz_loadu_epi16(lanes, from));
+}
+
+WIDE static void narrow(__mmask16 lanes, int16_t *to, __m512i values)
+{
+    _mm256_mask_storeu_epi16(to, lanes, _mm512_cvtepi32_epi16(values));
+}
+
+WIDE static void hear_wide(uint32_t count, const int16_t *value, const int16_t *said, int16_t *heard, uint32_t *term,
+                           uint32_t *total, int16_t *signs, int16_t *parity, tables table)
+{
+    for (uint32_t i = 0; i < count; i += 16) {
+        __mmask16 lanes = count - i < 16 ? (__mmask16)((1u << (count - i)) - 1) : 0xFFFF;
+        __m512i before = widen(lanes, value + i), v = _mm512_sub_epi32(before, widen(lanes, said + i));
+        __m512i index = _mm512_min_epi32(_mm512_abs_epi32(v), _mm512_set1_epi32(LIMIT));
+        __m512i phi = _mm512_i32gather_epi32(index, table.phi, 4);
+        narrow(lanes, heard + i, v);
+        _mm512_mask_storeu_epi32(term + i, lanes, phi);
+        _mm512_mask_storeu_epi32(total + i, lanes, _mm512_add_epi32(_mm512_maskz_loadu_epi32(lanes, total + i), phi));
+        narrow(lanes, signs + i, _mm512_xor_si512(widen(lanes, signs + i), v));
+        narrow(lanes, parity + i, _mm512_xor_si512(widen(lanes, parity + i), before));
+    }
+}
+
+WIDE static int say_wide(uint32_t count, int16_t *value, int16_t *said, const int16_t *heard, const uint32_t *term,
+                         const uint32_t *total, const int16_t *signs, tables table)
+{
+    __m512i changed = _mm512_setzero_si512();
+    for (uint32_t i = 0; i < count; i += 16) {
+        __mmask16 lanes = count - i < 16 ? (__mmask16)((1u << (count - i)) - 1) : 0xFFFF;
+        __m512i v = widen(lanes, heard + i);
+        __m512i others =
+            _mm512_sub_epi32(_mm512_maskz_loadu_epi32(lanes, total + i), _mm512_maskz_loadu_epi32(lanes, term + i));
+        __m512 scaled = _mm512_cvtepi32_ps(_mm512_max_epi32(others, _mm512_set1_epi32(1)));
+        __m512i index = _mm512_srai_epi32(_mm512_castps_si512(scaled), 18);
+        __m512i size = _mm512_i32gather_epi32(_mm512_sub_epi32(index, _mm512_set1_epi32(127 * 32)), table.inverse, 4);
+        __mmask16 negative = _mm512_movepi32_mask(_mm512_xor_si512(widen(lanes, signs + i), v));
+        __m512i message = _mm512_mask_sub_epi32(size, negative, _mm512_setzero_si512(), size);
+        __m512i now = _mm512_add_epi32(v, message);
+        __m512i differs = _mm512_xor_si512(now, widen(lanes, value + i));
+        changed = _mm512_mask_or_epi32(changed, lanes, changed, differs);
+        narrow(lanes, said + i, message);
+        narrow(lanes, value + i, now);
+    }
+    return _mm512_movepi32_mask(changed) != 0;
+}
+#endif
+
+typedef struct {
+    hear_function hear;
+    say_function say;
+} loops;
+
+static loops choose_loops(void)
+{
+#if QD_X86
+    __builtin_cpu_init();
+    if (__builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq"))
+        return (loops){hear_wide, say_wide};
+#endif
+    return (loops){hear_portable, say_portable};
 }
 
 /* One row of circulants. Returns whether a check failed or a decision changed. */
-INLINE int layer(uint32_t z, uint32_t degree, const uint32_t *column, const uint32_t *shift, int16_t *values,
-                 int16_t *said, int16_t *heard, const int16_t *target, row_state state, tables table)
+static int layer(loops run, uint32_t z, uint32_t degree, const uint32_t *column, const uint32_t *shift,
+                 int16_t *values, int16_t *said, int16_t *heard, uint32_t *terms, const int16_t *target,
+                 row_state state, tables table)
 {
-    int16_t changed = 0, failed = 0;
+    int16_t failed = 0;
+    int changed = 0;
     for (uint32_t i = 0; i < z; i++) {
         state.total[i] = 0;
         state.signs[i] = state.parity[i] = target[i];
@@ -89,53 +160,28 @@ INLINE int layer(uint32_t z, uint32_t degree, const uint32_t *column, const uint
         int16_t *value = values + (size_t)column[edge] * z;
         size_t at = (size_t)edge * z;
         uint32_t turn = shift[edge], rest = z - turn;
-        hear(rest, value + turn, said + at, heard + at, state.total, state.signs, state.parity, table.phi);
-        hear(turn, value, said + at + rest, heard + at + rest, state.total + rest, state.signs + rest,
-             state.parity + rest, table.phi);
+        run.hear(rest, value + turn, said + at, heard + at, terms + at, state.total, state.signs, state.parity, table);
+        at += rest;
+        run.hear(turn, value, said + at, heard + at, terms + at, state.total + rest, state.signs + rest,
+                 state.parity + rest, table);
     }
     for (uint32_t edge = 0; edge < degree; edge++) {
         int16_t *value = values + (size_t)column[edge] * z;
         size_t at = (size_t)edge * z;
         uint32_t turn = shift[edge], rest = z - turn;
-        changed |= say(rest, value + turn, said + at, heard + at, state.total, state.signs, table);
-        changed |= say(turn, value, said + at + rest, heard + at + rest, state.total + rest, state.signs + rest, table);
+        changed |= run.say(rest, value + turn, said + at, heard + at, terms + at, state.total, state.signs, table);
+        at += rest;
+        changed |= run.say(turn, value, said + at, heard + at, terms + at, state.total + rest, state.signs + rest,
+                           table);
     }
     for (uint32_t i = 0; i < z; i++) failed |= state.parity[i];
-    return changed < 0 || failed < 0;
-}
-
-typedef int (*layer_function)(uint32_t, uint32_t, const uint32_t *, const uint32_t *, int16_t *, int16_t *, int16_t *,
-                              const int16_t *, row_state, tables);
-
-#define DEFINE_LAYER(name, target)                                                                                  \
-    target static int name(uint32_t z, uint32_t degree, const uint32_t *column, const uint32_t *shift,              \
-                           int16_t *values, int16_t *said, int16_t *heard, const int16_t *wanted, row_state state,  \
-                           tables table)                                                                            \
-    {                                                                                                               \
-        return layer(z, degree, column, shift, values, said, heard, wanted, state, table);                          \
-    }
-
-#define ANY_TARGET
-DEFINE_LAYER(layer_portable, ANY_TARGET)
-#if QD_X86
-DEFINE_LAYER(layer_avx2, QD_TARGET("avx2"))
-DEFINE_LAYER(layer_avx512, QD_TARGET("avx512f,avx512bw,avx512vl,prefer-vector-width=512"))
-#endif
-
-static layer_function choose_layer(void)
-{
-#if QD_X86
-    __builtin_cpu_init();
-    if (__builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl")) return layer_avx512;
-    if (__builtin_cpu_supports("avx2")) return layer_avx2;
-#endif
-    return layer_portable;
+    return changed || failed < 0;
 }
 
 /* Find the error pattern of `syndrome` (0/1 per check). The first size_bits variables have the prior `prior` of being
  * 0, the others are known to be 0. Returns the iterations used, 0 if none converged, or QD_NO_MEMORY. */
 int qd_ldpc_decode(uint32_t z, uint32_t rows, const uint32_t *row_start, const uint32_t *column, const uint32_t *shift,
-                   uint32_t columns, uint32_t size_bits, int32_t prior, const uint32_t *phi, const int16_t *inverse,
+                   uint32_t columns, uint32_t size_bits, int32_t prior, const uint32_t *phi, const int32_t *inverse,
                    const uint8_t *syndrome, uint32_t iterations_max, uint8_t *errors)
 {
     size_t edges = row_start[rows], variables = (size_t)columns * z, checks = (size_t)rows * z;
@@ -145,23 +191,25 @@ int qd_ldpc_decode(uint32_t z, uint32_t rows, const uint32_t *row_start, const u
         degree_max = degree > degree_max ? degree : degree_max;
     }
     size_t count = variables + edges * z + (size_t)degree_max * z + checks + 2 * (size_t)z;
-    size_t words = z + count / 4 + 1; /* of 64 bits; z of them hold the totals */
+    size_t totals = ((size_t)degree_max + 1) * z; /* and the terms, 32 bits each */
+    size_t words = totals / 2 + 1 + count / 4 + 1; /* of 64 bits */
     uint64_t *memory = calloc(words, sizeof *memory);
     if (!memory) return QD_NO_MEMORY;
-    int16_t *values = (int16_t *)(memory + z), *said = values + variables, *heard = said + edges * z;
+    int16_t *values = (int16_t *)(memory + totals / 2 + 1), *said = values + variables, *heard = said + edges * z;
     int16_t *target = heard + (size_t)degree_max * z, *scratch = target + checks;
+    uint32_t *terms = (uint32_t *)memory + z;
     row_state state = {(uint32_t *)memory, scratch, scratch + z};
     tables table = {phi, inverse};
     for (size_t i = 0; i < variables; i++) values[i] = i < size_bits ? (int16_t)prior : LIMIT;
     for (size_t i = 0; i < checks; i++) target[i] = syndrome[i] ? INT16_MIN : 0;
-    layer_function run = choose_layer();
+    loops run = choose_loops();
     int used = 0;
     for (uint32_t iteration = 1; iteration <= iterations_max && !used; iteration++) {
         int unsettled = 0;
         for (uint32_t row = 0; row < rows; row++) {
             uint32_t first = row_start[row];
-            unsettled |= run(z, row_start[row + 1] - first, column + first, shift + first, values,
-                             said + (size_t)first * z, heard, target + (size_t)row * z, state, table);
+            unsettled |= layer(run, z, row_start[row + 1] - first, column + first, shift + first, values,
+                               said + (size_t)first * z, heard, terms, target + (size_t)row * z, state, table);
         }
         if (!unsettled) used = (int)iteration;
     }

@@ -55,7 +55,7 @@ DISTILLATION = Kernel(
         void qd_ldpc_syndrome(uint32_t, uint32_t, const uint32_t *, const uint32_t *, const uint32_t *,
                               const uint8_t *, uint8_t *);
         int qd_ldpc_decode(uint32_t, uint32_t, const uint32_t *, const uint32_t *, const uint32_t *, uint32_t,
-                           uint32_t, int32_t, const uint32_t *, const int16_t *, const uint8_t *, uint32_t,
+                           uint32_t, int32_t, const uint32_t *, const int32_t *, const uint8_t *, uint32_t,
                            uint8_t *);
     """,
 )
