@@ -35,6 +35,8 @@ class Eavesdropper:
     blinding: bool = False
     # Mean photons per pulse that enter Alice's device: what a watch detector at her output sees.
     probe_photons: float = 0.0
+    # Background that she adds at Bob's input while she adds any, in photons per second.
+    background_peak_hz: float = 0.0
 
     def __init__(self, physics: np.random.Generator) -> None:
         self._physics = physics
@@ -62,7 +64,7 @@ class Eavesdropper:
 
     def background(self, position: int, pulse_rate_hz: float) -> tuple[float, int | None]:
         """Return (unpolarised photons per second added at Bob's input, position where this changes next or None)."""
-        return 0.0, None
+        return self.background_peak_hz, None
 
 
 def measured_and_resent(basis: int, first_kind: int) -> Transition:
@@ -216,6 +218,7 @@ class DetectorBlinding(Eavesdropper):
 class Jamming(Eavesdropper):
     """Raises the background light at Bob's input: a level, in bursts of a period and duty cycle, for a duration.
 
+    Times count from the beginning of each emission.
     Signature: while it lasts every intensity's gain rises by the same background yield, vacuum included, and the QBER
     goes to (e Q + Y/2) / (Q + Y).
     """
@@ -237,7 +240,7 @@ class Jamming(Eavesdropper):
         require_range("period_s", period_s, 1e-9, 1e6, "s")
         require_range("start_s", start_s, 0.0, 1e6, "s")
         require_range("duration_s", duration_s, 0.0, 1e6, "s")
-        self._level_hz, self._duty_cycle, self._period_s = level_hz, duty_cycle, period_s
+        self.background_peak_hz, self._duty_cycle, self._period_s = level_hz, duty_cycle, period_s
         self._start_s, self._end_s = start_s, start_s + duration_s
 
     def background(self, position: int, pulse_rate_hz: float) -> tuple[float, int | None]:
@@ -251,9 +254,9 @@ class Jamming(Eavesdropper):
             return 0.0, None
         cycle, phase = divmod(position - start, period)
         if burst == period:
-            return self._level_hz, end
+            return self.background_peak_hz, end
         edge = burst if phase < burst else period
-        return (self._level_hz if phase < burst else 0.0), min(end, start + cycle * period + edge)
+        return (self.background_peak_hz if phase < burst else 0.0), min(end, start + cycle * period + edge)
 
 
 class ManInTheMiddle(InterceptResend):
@@ -288,6 +291,7 @@ class Combined(Eavesdropper):
         self.parts = tuple(parts)
         self.blinding = any(part.blinding for part in self.parts)
         self.probe_photons = sum(part.probe_photons for part in self.parts)
+        self.background_peak_hz = sum(part.background_peak_hz for part in self.parts)
 
     def forward(self, forward: Forward | None) -> Forward | None:
         """Apply every part's map in order."""

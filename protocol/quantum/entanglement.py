@@ -172,7 +172,7 @@ class EntangledTransmitter(Transmitter):
             if attack is not None:
                 tags = attack.rewrite(tags)
             while start < covered:
-                stop = min(covered, start + _light.FRAME_PULSES_MAX)
+                stop = min(covered, start + self._frame_pulses)
                 part = slice(*np.searchsorted(positions, np.array([start, stop], dtype=np.uint64)))
                 offsets = (positions[part] - np.uint64(start)).astype(np.uint32)
                 yield _light.Light(start, stop - start, offsets, tags[part], attack is not None and attack.blinding)

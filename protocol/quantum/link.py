@@ -34,6 +34,9 @@ from protocol.quantum.source import (
 
 __all__ = ["Choices", "Detections", "LightError", "LinkParameters", "Receiver", "Transmitter"]
 
+# Frames of a long emission are cut so that each lets a receiver make about a million dark counts at most.
+FRAME_DARK_COUNTS: Final = 2**20
+
 # A frame whose gates promise more dark counts than this (384 MiB of them) is refused instead of exhausting memory.
 FRAME_DARK_COUNTS_MAX: Final = 2**24
 
@@ -139,6 +142,12 @@ class _Stretch:
     background_mean: float
 
 
+def _frame_pulses(dark_probability: float) -> int:
+    if dark_probability * _light.FRAME_PULSES_MAX <= FRAME_DARK_COUNTS:
+        return _light.FRAME_PULSES_MAX
+    return int(FRAME_DARK_COUNTS / dark_probability)
+
+
 class Transmitter:
     """Alice's device, with the channel and any eavesdropper on it: it emits the light that reaches Bob.
 
@@ -153,6 +162,7 @@ class Transmitter:
         self._physics = physics
         self._thresholds = parameters.source.choice_thresholds()
         self._photon_distribution = parameters.source.photon_distribution()
+        self._frame_pulses = _frame_pulses(parameters.detector.dark_probability)
         self._pulse_count = 0
         self._generator: ChoiceGenerator | None = None
         self.attack: Eavesdropper | None = None
@@ -204,7 +214,7 @@ class Transmitter:
         blinding = attack is not None and attack.blinding
         for stretch in self._stretches(end, attack):
             while start < stretch.end:
-                limit = min(stretch.end, start + _light.FRAME_PULSES_MAX)
+                limit = min(stretch.end, start + self._frame_pulses)
                 covered, positions, tags = self._signal(function, stretch.tails, start, limit)
                 if attack is not None:
                     tags = attack.rewrite(tags)

@@ -100,7 +100,7 @@ def _live_bits(parameters: LinkParameters, attack: Eavesdropper | None, transmit
     behind, forward, transition, jamming_hz = transmittance, None, None, 0.0
     if attack is not None:
         behind, forward, transition = attack.transmittance(behind), attack.forward(None), attack.transition()
-        jamming_hz = attack.background(0, parameters.source.pulse_rate_hz)[0]
+        jamming_hz = attack.background_peak_hz
     absorbed = photons.absorbed(parameters.source.photon_distribution(), forward, behind * detector.efficiency_max)
     table = detector.outcome_table(channel.noise.one_probability(), blinded)
     kinds = _contained(_masks(absorbed, table))  # [intensity, kind, Bob's basis, subset]

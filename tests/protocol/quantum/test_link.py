@@ -1,6 +1,8 @@
 """The link against closed forms, against a pulse-by-pulse emulation, and at its edges."""
 
 import math
+import pathlib
+import re
 
 import numpy as np
 import pytest
@@ -188,6 +190,30 @@ def test_chunks_cover_all_pulses_in_small_frames():
         assert light.first == position and len(frame) <= 256 * 1024
         position += light.pulse_count
     assert position == 3_000_000
+
+
+def test_dark_links_are_cut_into_frames_that_a_receiver_takes():
+    link = LinkParameters.from_mapping(
+        {"channel": {"extra_loss_db": 100}, "detector": {"dark_count_probability": 0.05}}
+    )
+    alice, bob = devices(link)
+    frames = list(alice.emit_chunks(30_000_000))
+    assert len(frames) == 3
+    assert bob.measure(frames[0]).positions.size > 100_000
+    with pytest.raises(LightError, match="dark counts"):
+        bob.measure(alice.emit(2**32 - 1))
+
+
+def test_light_is_parsed_in_one_private_place():
+    """Opacity as an interface: nobody but the devices knows the frame's format."""
+    root = pathlib.Path(__file__).parents[3]
+    users = {
+        str(path.relative_to(root))
+        for package in ("protocol", "qnode", "ledger", "loadtest")
+        for path in (root / package).rglob("*.py")
+        if re.search(r"import _light\b|quantum\._light", path.read_text(encoding="utf-8"))
+    }
+    assert users == {"protocol/quantum/link.py", "protocol/quantum/entanglement.py"}
 
 
 def test_ideal_single_photons():

@@ -168,6 +168,8 @@ def test_jamming_comes_in_bursts():
     quarter_ms = np.bincount((found.positions // np.uint64(250_000)).astype(int), minlength=32)
     jammed = np.flatnonzero(quarter_ms > 500)
     assert jammed.tolist() == [8, 12, 16, 20]
+    peak = plan.expected_signature(link, eve).click_rate
+    assert quarter_ms[jammed].sum() == pytest.approx(peak * 1_000_000, rel=0.02)
 
 
 def test_tampering_alters_exactly_one_bit():
