@@ -1,6 +1,5 @@
 """`qnode version` and `qnode completion`."""
 
-import importlib
 import importlib.metadata
 import platform
 import ssl
@@ -26,6 +25,8 @@ def version(as_json: bool) -> None:
 
 def describe() -> dict[str, Any]:
     """Return the versions; missing parts say so."""
+    from protocol.kernels import distillation, emulation
+
     try:
         event_loop = f"uvloop {importlib.metadata.version('uvloop')}"
     except importlib.metadata.PackageNotFoundError:
@@ -36,14 +37,15 @@ def describe() -> dict[str, Any]:
         "openssl": ssl.OPENSSL_VERSION,
         "event_loop": event_loop,
         "cryptography": importlib.metadata.version("cryptography"),
-        "emulation": _implementation("protocol.kernels.emulation"),
-        "distillation": _implementation("protocol.kernels.distillation"),
+        "emulation": _kernel(emulation.IMPLEMENTATION),
+        "distillation": _kernel(distillation.implementation()),
     }
 
 
-def _implementation(module: str) -> str:
-    found = getattr(importlib.import_module(module), "IMPLEMENTATION", "numpy")
-    return "C kernel" if found == "c" else "numpy twin (no C kernel was built)"
+def _kernel(implementation: str) -> str:
+    if implementation == "numpy":
+        return "numpy twin (no C kernel was built)"
+    return f"C kernel{implementation[1:]}"
 
 
 @click.command(short_help="Print the completion script of a shell.")
