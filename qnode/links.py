@@ -374,29 +374,17 @@ class Link:
 
     def _accept(self, frame: SessionFrame) -> None:
         """Bob: a new session, unless it would use anything twice."""
-        context = self._services.context
-        reason = None
-        if self._jobs:
-            reason = "the receiver is still busy with an earlier session"
-        elif frame.block_number <= self._last_block_number:
-            reason = "the block number was used"
-        elif len(frame.sealed) > OPENING_BYTES_MAX:
-            reason = "the first message is too long for one"
-        elif frame.stream_offset < self._receive.position:
-            reason = "that authentication key was used"
-        elif self._receive.end - frame.stream_offset < WINDOW_BYTES_MIN:
-            reason = "the authentication key is not yet known here"
-        send_start = max(self._send.position, frame.reply_offset)
-        if reason is None and self._send.end - send_start < WINDOW_BYTES_MIN:
-            reason = "no authentication key left for the answers"
+        reason = self._cannot_open(frame)
+        if reason is None and self._running is not None:
+            self._end(self._running, SessionAborted("the transmitter began anew", 0, attacked=False))
+        send_start = max(self._send.position, frame.reply_offset)  # after the end of the earlier session: it used key
+        reason = reason or self._lacks_key(frame, send_start)
         if reason is not None:
             refusal = SessionRefused(
                 self.link_id, frame.block_number, reason, self._receive.position, max(0, self._last_block_number)
             )
-            context.send(self.peer, TrafficClass.SESSION, refusal)
+            self._services.context.send(self.peer, TrafficClass.SESSION, refusal)
             return
-        if self._running is not None:
-            self._end(self._running, SessionAborted("the transmitter began anew", 0, attacked=False))
         identity = session_id(self.link_id, frame.block_number, frame.nonce)
         authenticator = Authenticator(
             identity,
@@ -415,6 +403,24 @@ class Link:
         )
         running = self._begin(session, frame.block_number, frame.nonce, send_start, frame.stream_offset)
         self._enqueue(running, lambda: session.receive(frame.sealed))
+
+    def _cannot_open(self, frame: SessionFrame) -> str | None:
+        if self._jobs:
+            return "the receiver is still busy with an earlier session"
+        if frame.block_number <= self._last_block_number:
+            return "the block number was used"
+        if len(frame.sealed) > OPENING_BYTES_MAX:
+            return "the first message is too long for one"
+        return None
+
+    def _lacks_key(self, frame: SessionFrame, send_start: int) -> str | None:
+        if frame.stream_offset < self._receive.position:
+            return "that authentication key was used"
+        if self._receive.end - frame.stream_offset < WINDOW_BYTES_MIN:
+            return "the authentication key is not yet known here"
+        if self._send.end - send_start < WINDOW_BYTES_MIN:
+            return "no authentication key left for the answers"
+        return None
 
     def _begin(
         self, session: AliceSession | BobSession, number: int, nonce: bytes, send_start: int, receive_start: int
