@@ -1,5 +1,6 @@
 """A cluster of node cores in virtual time: no sockets, no threads, no sleeping; crashes and restarts at will."""
 
+import hashlib
 import heapq
 import itertools
 import random
@@ -87,7 +88,8 @@ class Cluster:
         self.now_ns = START_NS
         self.logs: list[tuple[str, Log]] = []
         self.answers: dict[int, Any] = {}
-        self.filter: Callable[[str, str, bytes], bytes | None] = lambda source, target, frame: frame
+        self.filter: Callable[[str, str, bytes], bytes | list[bytes] | None] = lambda source, target, frame: frame
+        self.trace = hashlib.sha256()
         self._events: list[tuple[int, int, Callable[[], None]]] = []
         self._order = itertools.count()
         self._request_ids = itertools.count(1)
@@ -235,6 +237,7 @@ class Cluster:
         host = self.hosts[name]
         assert host.node is not None
         life = host.life
+        self._note(name, effects)
         writes = [effect for effect in effects if isinstance(effect, Put | Delete)]
         later: list[Effect] = []
         for effect in effects:
@@ -280,20 +283,41 @@ class Cluster:
         self._at(done_ns - self.now_ns, synced)
         self._deadlines[name] = host.node.next_deadline_ns()
 
+    def _note(self, name: str, effects: list[Effect]) -> None:
+        """Add everything a node wants done to the trace hash: equal seeds, equal hash."""
+        self.trace.update(f"{self.now_ns} {name}\n".encode())
+        for effect in effects:
+            match effect:
+                case RunJob(job_id):
+                    said: tuple[Any, ...] = (job_id,)
+                case Respond(request_id, answer):
+                    said = (request_id, answer)
+                case _:
+                    said = (effect,)
+            self.trace.update(f"{type(effect).__name__} {said!r}\n".encode())
+
+    def inject(self, source: str, target: str, frame: bytes) -> None:
+        """Let a frame arrive that `source` may never have sent."""
+        self._input(target, FrameReceived(source, frame))
+
+    def link_status(self, name: str, link_id: str) -> dict[str, Any]:
+        node = self.hosts[name].node
+        assert node is not None
+        return next(link for link in node._status()["links"] if link["link_id"] == link_id)
+
     def _send(self, source: str, effect: SendTo) -> None:
         pair = frozenset((source, effect.peer))
         if pair not in self._up:
             return
-        frame = self.filter(source, effect.peer, effect.frame)
-        if frame is None:
-            return
+        filtered = self.filter(source, effect.peer, effect.frame)
         lives = tuple(self.hosts[name].life for name in sorted(pair))
 
-        def arrive() -> None:
+        def arrive(frame: bytes) -> None:
             if pair in self._up and lives == tuple(self.hosts[name].life for name in sorted(pair)):
                 self._input(effect.peer, FrameReceived(source, frame))
 
-        self._at(LATENCY_NS, arrive)
+        for frame in [filtered] if isinstance(filtered, bytes) else filtered or []:
+            self._at(LATENCY_NS, lambda frame=frame: arrive(frame))
 
 
 class ChainView:
