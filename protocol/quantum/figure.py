@@ -14,6 +14,7 @@ from protocol.quantum.plan import LinkPlan
 
 WIDTH: Final = 720
 HEIGHT: Final = 440
+SMALLEST: Final = 1e-300  # what is below counts as zero: subnormal numbers have no usable logarithm
 LEFT, RIGHT, TOP, BOTTOM = 84, 24, 48, 60
 INK: Final = "#1f2933"
 SOFT: Final = "#cbd2d9"
@@ -63,13 +64,13 @@ class _Axis:
 
 
 def _axis(values: Sequence[float], log: bool, start: float, end: float) -> _Axis:
-    usable = [v for v in values if math.isfinite(v) and (v > 0.0 or not log)] or [1.0, 10.0]
+    usable = [v for v in values if math.isfinite(v) and (v > SMALLEST or not log)] or [1.0, 10.0]
     low, high = min(usable), max(usable)
     if log:
         low, high = 10.0 ** math.floor(math.log10(low)), 10.0 ** math.ceil(math.log10(high))
     elif low >= 0.0:
         low = 0.0
-    return _Axis(low, high if high > low else low * 10.0 + 1.0, start, end, log)
+    return _Axis(low, high if high - low > SMALLEST else low * 10.0 + 1.0, start, end, log)
 
 
 def chart(
@@ -119,7 +120,9 @@ def _grid(x_axis: _Axis, y_axis: _Axis) -> list[str]:
 
 def _shown(one: Series, x_axis: _Axis, y_axis: _Axis) -> list[tuple[float, float] | None]:
     return [
-        (x_axis.place(x), y_axis.place(y)) if (y > 0 or not y_axis.log) and (x > 0 or not x_axis.log) else None
+        (x_axis.place(x), y_axis.place(y))
+        if (y > SMALLEST or not y_axis.log) and (x > SMALLEST or not x_axis.log)
+        else None
         for x, y in zip(one.x, one.y, strict=True)
     ]
 
