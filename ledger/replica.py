@@ -588,8 +588,9 @@ class Replica:
         consensus.on_body(block)
 
     def _block_fault(self, block: Block, fresh: bool) -> str | None:
+        """Rule 3. The smallest possible step of time passes any clock: after clocks were set back the chain goes on."""
         fault = self.chain.block_fault(block)
-        if fault is None and fresh:
+        if fault is None and fresh and block.header.time_ns != self.chain.tip_time_ns + 1:
             distance_ns = block.header.time_ns - self._wall_ns
             if abs(distance_ns) > self._settings.clock_window_ns:
                 fault = f"the block's time is {distance_ns / 1e9:+.1f} s from this node's clock"

@@ -362,3 +362,14 @@ def test_the_documents_for_operators_are_plain(net: Net) -> None:
     assert [entry["ok"] for entry in document["transactions"]] == [True, False]
     assert net.replicas["beta"].blocks(5, 10) == []
     assert encode_transaction(SaeRegistered("x", "beta"))
+
+
+def test_clocks_set_back_do_not_halt_the_chain(net: Net) -> None:
+    register(net, "alpha", "before")
+    for replica in net.replicas.values():
+        replica.wall_offset_ns -= 60_000 * MS
+    for count in range(3):
+        register(net, "alpha", f"after-{count}", count)
+        net.pass_time(5 * MS)
+    assert net.replicas["alpha"].height == 4
+    assert all(commit.certificate.view == 0 for commit in net.commits("alpha"))
