@@ -267,9 +267,9 @@ class Link:
         if running is None or running.heard or running.block_number != frame.block_number:
             return
         self._last_block_number = max(self._last_block_number, min(frame.block_number_last, 2**62))
-        offset = min(frame.stream_offset, self._send.end)
-        if offset > running.send_start:
-            running.send_start = offset
+        # The receiver can stand one reservation ahead of what was sent; a stranger's claim must not burn the stream.
+        reach = running.send_start + running.send_used + RESERVE_BYTES
+        running.send_start = max(running.send_start, min(frame.stream_offset, reach, self._send.end))
         self._end(running, SessionAborted(f"the receiver refused: {frame.reason}", 0, attacked=False))
 
     def recorded(self, record: KeyBlockRecorded) -> None:
@@ -418,6 +418,8 @@ class Link:
             return "that authentication key was used"
         if self._receive.end - frame.stream_offset < WINDOW_BYTES_MIN:
             return "the authentication key is not yet known here"
+        if frame.reply_offset > self._send.position + RESERVE_BYTES:  # no tag covers it: see `refused`
+            return "the answers are wanted far ahead of where this stream stands"
         if self._send.end - send_start < WINDOW_BYTES_MIN:
             return "no authentication key left for the answers"
         return None
