@@ -75,17 +75,22 @@ def _registered(
 ) -> tuple[Floats, Floats, float, float]:
     """Return at one transmittance: registered detections and errors per pulse of an intensity, as [intensity, Alice's
     basis, Bob's basis] with the probability of the bases; the click rate; the live fraction."""
-    bits = _live_bits(parameters, attack, transmittance)  # [intensity, Alice's basis, bit, Bob's basis, outcome]
+    bits, both = _live_bits(parameters, attack, transmittance)
     source, detector = parameters.source, parameters.detector
     z_alice, z_bob = source.basis_z_probability, detector.basis_z_probability
     share = np.outer((z_alice, 1.0 - z_alice), (z_bob, 1.0 - z_bob))
     chances = np.array(source.intensity_probabilities)
     clicks = bits.sum(axis=-1).mean(axis=2)
-    blinded = attack is not None and attack.blinding
-    live, after = _live_fraction(parameters, float(np.einsum("k,kab,ab->", chances, clicks, share)), blinded)
+    # A discarded double click is no detection, but closes the detectors all the same.
+    doubled = 0.5 if detector.double_click == "random" else 0.0
+    firing = clicks if doubled else clicks + both.mean(axis=2)
+    click, double = (float(np.einsum("k,kab,ab->", chances, v, share)) for v in (firing, both.mean(axis=2)))
+    live, after = _live_fraction(parameters, click, double, attack is not None and attack.blinding)
     errors = 0.5 * (bits[:, :, 0, :, 1] + bits[:, :, 1, :, 0])
-    registered = share * live * (1.0 - (1.0 - clicks) * (1.0 - after))
-    wrong = share * live * (errors * (1.0 - after) + 0.5 * after)
+    # An after-pulse beside light is in the detector that the light met, or makes a double click of it.
+    registered = share * live * (clicks * (1.0 - after) + after * (1.0 - clicks + clicks * (0.5 + doubled)))
+    beside = 0.5 * (errors + doubled * clicks)
+    wrong = share * live * (errors * (1.0 - after) + after * (0.5 * (1.0 - clicks) + beside))
     return registered, wrong, float(np.einsum("k,kab->", chances, registered)), live
 
 
@@ -93,8 +98,9 @@ def _ratio(wrong: Floats, total: Floats) -> Floats:
     return np.asarray(np.divide(wrong, total, out=np.full(total.shape, 0.5), where=total > 0.0))
 
 
-def _live_bits(parameters: LinkParameters, attack: Eavesdropper | None, transmittance: float) -> Floats:
-    """Return P(live gate gives this bit) as [intensity, Alice's basis, bit, Bob's basis, outcome]."""
+def _live_bits(parameters: LinkParameters, attack: Eavesdropper | None, transmittance: float) -> tuple[Floats, Floats]:
+    """Return, of a live gate, P(this bit) as [intensity, Alice's basis, bit, Bob's basis, outcome] and, without the
+    last axis, P(double click)."""
     detector, channel = parameters.detector, parameters.channel
     blinded = attack is not None and attack.blinding
     behind, forward, transition, jamming_hz = transmittance, None, None, 0.0
@@ -110,7 +116,9 @@ def _live_bits(parameters: LinkParameters, attack: Eavesdropper | None, transmit
     background = _contained(_masks(poisson(stray)[None, :], table))[0, UNPOLARISED]  # [Bob's basis, subset]
     quiet = 1.0 - (0.0 if blinded else detector.dark_count_probability)
     contained = kinds[:, :4] * background * np.array([quiet**2, quiet, quiet, 1.0])
-    return _bits(contained, detector).reshape(len(absorbed), 2, 2, 2, 2)
+    both = 1.0 - contained[..., 1] - contained[..., 2] + contained[..., 0]
+    shape = (len(absorbed), 2, 2, 2)
+    return _bits(contained, both, detector).reshape(*shape, 2), both.reshape(shape)
 
 
 def _masks(absorbed: Floats, table: Floats) -> Floats:
@@ -128,31 +136,32 @@ def _contained(masks: Floats) -> Floats:
     return np.stack([none, none + only_0, none + only_1, np.ones_like(none)], axis=-1)
 
 
-def _bits(contained: Floats, detector: DetectorParameters) -> Floats:
-    """Return P(bit 0), P(bit 1) from the subset probabilities and the double-click rule."""
+def _bits(contained: Floats, both: Floats, detector: DetectorParameters) -> Floats:
+    """Return P(bit 0), P(bit 1) from the subset probabilities, P(both) and the double-click rule."""
     none, within_0, within_1 = contained[..., 0], contained[..., 1], contained[..., 2]
-    both = 1.0 - within_0 - within_1 + none
     shared = 0.5 * both if detector.double_click == "random" else np.zeros_like(both)
     return np.stack([within_0 - none + shared, within_1 - none + shared], axis=-1)
 
 
-def _live_fraction(parameters: LinkParameters, click: float, blinded: bool) -> tuple[float, float]:
+def _live_fraction(parameters: LinkParameters, click: float, double: float, blinded: bool) -> tuple[float, float]:
     """Return (fraction of gates that are live, probability of an after-pulse in a live gate).
 
-    Renewal: every registered click takes dead_pulses - 1 further gates. An after-pulse counts if its gate is live:
-    that is so t gates after the dead time with probability u(t) = 1 - q Σ u(t - j), j = 1 … dead_pulses - 1, whose mean
-    over the geometric delay is the generating function of u.
+    Renewal: every registered click takes D - 1 further gates, and leaves a trap in each detector that clicked. The
+    after-pulse counts if its gate is live and no click before it has refilled the trap. With q clicks per live gate of
+    which a share s refills, V(z) = 1 / (1 - (1 - q) z - q (1 - s) z^D) generates that probability over the delay, and
+    (1 - a) V(a) is its mean over the geometric delay of ratio a.
     """
     rules = parameters.detector.rules(parameters.source.pulse_rate_hz)
-    dead = rules.dead_pulses - 1
-    decay = rules.after_pulse_decay_pulses
-    a = math.exp(-1.0 / decay) if decay > 0.0 else 0.0
-    later = dead if a == 1.0 else a * (1.0 - a**dead) / (1.0 - a)
+    dead, decay = rules.dead_pulses, rules.after_pulse_decay_pulses
+    trapping = 0.0 if blinded else rules.after_pulse_probability
+    ratio = math.exp(-1.0 / decay) if decay > 0.0 else 0.0
     total, after = click, 0.0
     for _ in range(100):
-        after = 0.0 if blinded else rules.after_pulse_probability * total / (1.0 + total * later)
+        traps = (1.0 + double / total) * trapping if total > 0.0 else 0.0
+        counted = (1.0 - ratio) / (1.0 - (1.0 - total) * ratio - total * (1.0 - 0.5 * traps) * ratio**dead)
+        after = traps * total * counted
         total = 1.0 - (1.0 - click) * (1.0 - after)
-    return 1.0 / (1.0 + dead * total), after
+    return 1.0 / (1.0 + (dead - 1) * total), after
 
 
 def unsuspicious_single_pass(parameters: LinkParameters, physics: np.random.Generator) -> float:

@@ -64,6 +64,20 @@ def test_agreement_with_every_imperfection_on():
     assert_agrees(LinkParameters.from_mapping(table), 50_000_000)
 
 
+@pytest.mark.parametrize(
+    ("detector", "pulses"),
+    [
+        ({"dead_time_ns": 5, "after_pulse_probability": 0.05, "after_pulse_decay_ns": 20}, 30_000_000),
+        ({"dead_time_ns": 0, "efficiency_0": 0.8, "efficiency_1": 0.8}, 4_000_000),
+        ({"dead_time_ns": 4, "efficiency_0": 0.8, "efficiency_1": 0.8, "double_click": "discard"}, 10_000_000),
+    ],
+)
+def test_agreement_where_most_gates_click(detector, pulses):
+    """Short and bright links: dead time, refilled traps and double clicks all matter."""
+    channel = {"length_km": 0, "connector_count": 0}
+    assert_agrees(LinkParameters.from_mapping({"channel": channel, "detector": detector}), pulses)
+
+
 ATTACKS = [
     ("intercept_resend", {"fraction": 0.5, "basis_z_probability": 0.7}),
     ("intercept_resend", {"breidbart": 1}),
