@@ -33,13 +33,15 @@ HALVINGS = 5  # passes of two blocks per frame: each finds half of the frames th
 CHECK_BITS = 16  # lets one block in 65,536 of those that still have errors pass unrepaired
 REPAIR_HALVINGS = 12
 REPAIRS_MAX = 4
+ROUND_TRIPS_MAX = 4_000  # ten times what 10⁷ bits need; only a hopeless estimate takes more
 QBER_MIN = 1e-4  # below it larger first blocks save nothing that can be measured
 
 _PARITIES, _QUERIES, _DONE, _ABORT, _REPAIR = range(5)
 _COUNT = struct.Struct("<I")
 TOO_MUCH_LEAKED = "reconciliation would announce more bits than the block has"
 ERRORS_REMAIN = "errors remain after every repair"
-_REASONS = {reason.encode(): reason for reason in (TOO_MUCH_LEAKED, ERRORS_REMAIN)}
+TOO_MANY_ROUNDS = "the search took too many rounds: the error rate is far from the estimate"
+_REASONS = {reason.encode(): reason for reason in (TOO_MUCH_LEAKED, ERRORS_REMAIN, TOO_MANY_ROUNDS)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -260,6 +262,8 @@ class CascadeBob(_Side):
             return self._conclude()
         if not self._charge(self._search.active):
             return self._abort(TOO_MUCH_LEAKED)
+        if self._round_trips >= ROUND_TRIPS_MAX:
+            return self._abort(TOO_MANY_ROUNDS)
         return _message(_QUERIES, requests.directions, requests.records)
 
     def _open(self, plan: CascadePlan, body: bytes) -> Requests:

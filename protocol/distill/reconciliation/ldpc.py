@@ -25,7 +25,7 @@ FRAME_BITS = 100_000
 DEVICE_FRAME_BITS = 4_096
 QBER_MIN = 2e-3  # below it the checks would be longer than the design covers, and the leak is tiny anyway
 QBER_MAX = 0.12  # above it no key can come out; the block fails without announcing anything
-ITERATIONS_MAX = 80
+ITERATIONS_MAX = 120
 
 _SYNDROME, _MORE, _DONE, _ABORT = range(4)
 _COUNT = struct.Struct("<I")
@@ -56,7 +56,7 @@ def design_efficiency(frame_bits: int, qber: float) -> float:
     frame, one standard deviation, or two for short frames, whose devices should not be asked again; the third is for
     the weakness of shorter codes.
     """
-    threshold = 1.055 + 0.0008 / qber
+    threshold = 1.075 + 0.00067 / qber
     spread = math.log2((1 - qber) / qber) * math.sqrt(qber * (1 - qber) / frame_bits) / binary_entropy(qber)
     return threshold + spread * (1 if frame_bits >= SHORT_BITS else 2) + 3.0 / math.sqrt(frame_bits)
 

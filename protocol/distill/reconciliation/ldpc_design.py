@@ -4,8 +4,9 @@
 binary symmetric channel; with `--optimise` it runs the linear program that found them (needs scipy, a development
 dependency). Nothing imports this at run time. Messages from variables are the channel's two-point
 log-likelihood ratio plus a Gaussian; checks use the reciprocal-channel approximation (Chung, Forney, Richardson,
-Urbanke, IEEE Comm. Letters 5, 58 (2001)). Codes of 10⁵ bits come within 2-5 % of these thresholds, and
-at 1 % below it, where the approximation is too dark: `tests/protocol/distill/test_ldpc.py` measures by decoding.
+Urbanke, IEEE Comm. Letters 5, 58 (2001)). The approximation is too dark at low error rates
+(5 % at p = 0.01), where codes of 10⁵ bits decode below these thresholds; above 0.03 they come within 2-5 % of them.
+`tests/protocol/distill/test_ldpc.py` measures by decoding.
 """
 
 import argparse
