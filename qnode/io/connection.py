@@ -170,7 +170,12 @@ class Connection(asyncio.Protocol):
         return True
 
     def probe(self, timeout_s: float) -> None:
-        """Ask a doubtful connection for a sign of life; without one in `timeout_s` it is closed."""
+        """Ask a doubtful connection for a sign of life; without one in `timeout_s` it is closed.
+
+        A probe under way is left alone: a peer that dials again and again must not put its end off.
+        """
+        if self._dead_at is not None:
+            return
         self._ping()
         self._dead_at = self._loop.time() + timeout_s
         self._arm(timeout_s)

@@ -15,6 +15,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 
 from qnode.effects import TrafficClass
 from qnode.io import connection as connection_module
+from qnode.io import transport as transport_module
 from qnode.io.certificates import Authority, Identity, peer_contexts
 from qnode.io.frames import FRAME_SIZE_BYTES_MAX, FrameKind
 from qnode.io.transport import NodeIdentity, Transport, TransportError, TransportEvents
@@ -379,3 +380,90 @@ async def test_a_stranger_without_tls_or_with_garbage_harms_nobody(world: World)
     await a.until_told("refused", "c")
     b = await world.node("b", {"a": a.transport.listen_port})
     await b.until_told("connected", "a")
+
+
+class Proxy:
+    """A network path that can be made to swallow everything without closing anything."""
+
+    def __init__(self, target_port: int) -> None:
+        self.target_port = target_port
+        self.dead: set[asyncio.StreamWriter] = set()
+        self.writers: list[asyncio.StreamWriter] = []
+        self.tasks: list[asyncio.Task[None]] = []
+
+    async def start(self) -> int:
+        self.server = await asyncio.start_server(self.accept, "127.0.0.1", 0)
+        return int(self.server.sockets[0].getsockname()[1])
+
+    async def accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        far_reader, far_writer = await asyncio.open_connection("127.0.0.1", self.target_port)
+        self.writers += [writer, far_writer]
+        loop = asyncio.get_running_loop()
+        self.tasks.append(loop.create_task(self.pump(reader, far_writer)))
+        self.tasks.append(loop.create_task(self.pump(far_reader, writer)))
+
+    async def pump(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while data := await reader.read(65536):
+            if writer not in self.dead:
+                writer.write(data)
+        if writer not in self.dead:
+            writer.close()
+
+    def swallow_everything_so_far(self) -> None:
+        self.dead.update(self.writers)
+
+    async def stop(self) -> None:
+        self.server.close()
+        for task in self.tasks:
+            task.cancel()
+        await asyncio.gather(*self.tasks, return_exceptions=True)
+        for writer in self.writers:
+            writer.close()
+
+
+@on_both_loops
+async def test_a_connection_that_died_on_one_side_only_is_probed_and_replaced(world: World) -> None:
+    world.monkeypatch.setattr(transport_module, "PROBE_TIMEOUT_S", 0.2)
+    a = await world.node("a")  # decides for the pair, and would notice the silence only after 20 s
+    proxy = Proxy(a.transport.listen_port)
+    b = await world.node("b", {"a": await proxy.start()}, ping_interval_s=0.1, idle_timeout_s=0.3)
+    await asyncio.gather(a.until_told("connected", "b"), b.until_told("connected", "a"))
+    proxy.swallow_everything_so_far()
+    await b.until_told("lost", "a")
+    assert "silent" in b.told[-1][2]
+    b.told.clear()
+    await b.until_told("connected", "a")
+    assert [told[0] for told in a.told if told[0] != "refused"] == ["connected", "lost", "connected"]
+    assert a.transport.send("b", TrafficClass.CONSENSUS, b"through")
+    await b.until(lambda: ("a", b"through") in b.frames)
+    await proxy.stop()
+
+
+@on_both_loops
+async def test_after_random_restarts_every_pair_has_one_live_connection(world: World) -> None:
+    """Restarts in any order: what a node is told alternates per peer, and in the end all can talk."""
+    choice, names = random.Random(7), ("a", "b", "c")
+    ports = {name: free_port() for name in names}
+
+    async def begin(name: str) -> Node:
+        return await world.node(name, {x: p for x, p in ports.items() if x != name}, port=ports[name])
+
+    nodes = {name: await begin(name) for name in names}
+    for _ in range(12):
+        name = choice.choice(names)
+        if choice.random() < 0.5:
+            await nodes[name].until(lambda: True)  # a moment for the others to get on
+        await nodes[name].transport.stop()
+        nodes[name] = await begin(name)
+    pairs = [(one, other) for one in names for other in names if one != other]
+    await asyncio.gather(
+        *(nodes[one].until(lambda n=nodes[one], o=other: o in n.transport.connected_peers) for one, other in pairs)
+    )
+    for one, other in pairs:
+        frame = f"{one}>{other}".encode()
+        assert nodes[one].transport.send(other, TrafficClass.GOSSIP, frame)
+        await nodes[other].until(lambda n=nodes[other], wanted=(one, frame): wanted in n.frames)
+    for node in world.nodes:
+        for peer in names:
+            kinds = [told[0] for told in node.told if told[1] == peer and told[0] != "refused"]
+            assert kinds == ["connected", "lost"] * (len(kinds) // 2) + ["connected"] * (len(kinds) % 2)
