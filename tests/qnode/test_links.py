@@ -15,6 +15,7 @@ from protocol.messages import Record
 from qnode import links
 from qnode.inputs import SetAttack, SubmitTransactions
 from qnode.links import STREAM_TARGET_BYTES, WINDOW_BYTES_MIN, Link
+from qnode.streams import RESERVE_BYTES
 from qnode.wire import LightFrame, LightTaken, SessionFrame, SessionRefused, decode, encode
 from tests.qnode.virtual import Cluster
 
@@ -262,7 +263,7 @@ def test_a_forged_opening_costs_no_key_and_no_block_number(number: int, where: s
     bob = link_of(net, "node-2")
     position, reply = bob._receive.position, bob._send.position
     offset = position if where == "start" else bob._receive.end - WINDOW_BYTES_MIN
-    answer = reply if where == "start" else bob._send.end - WINDOW_BYTES_MIN
+    answer = reply if where == "start" else reply + RESERVE_BYTES
     net.inject("node-1", "node-2", session_frame(number, offset, answer))
     assert net.run(lambda: bob.figures.attacked_aborts == 1, 1)
     assert (bob._receive.position, bob._send.position) == (position, reply)
@@ -279,7 +280,7 @@ def test_a_forged_opening_costs_no_key_and_no_block_number(number: int, where: s
         ({"number": 0}, "the block number was used"),
         ({"offset": 0}, "that authentication key was used"),
         ({"offset": 2**62}, "not yet known here"),
-        ({"reply": 2**62}, "no authentication key left"),
+        ({"reply": 2**62}, "far ahead"),
         ({"sealed": b"T" * 5000}, "too long"),
     ],
 )
@@ -370,6 +371,33 @@ def test_a_refusal_that_claims_too_much_leaves_the_link_alive_or_says_so() -> No
     net.inject("node-2", "node-1", encode(SessionRefused(LINK, 0, "no", 0, 2**63 - 1)))
     assert net.run(lambda: alice.figures.blocks >= 2, 60)
     assert alice._last_block_number <= 2**62 + 100
+
+
+def test_a_strangers_refusal_burns_at_most_one_reservation() -> None:
+    net = cluster()
+    alice = link_of(net, "node-1")
+    net.filter = lambda source, target, frame: None if source == "node-1" else frame
+    assert net.run(lambda: alice._running is not None and alice._running.send_used > 0, 5)
+    number = alice._last_block_number
+    net.inject("node-2", "node-1", encode(SessionRefused(LINK, number, "", 2**62, 0)))
+    assert alice._running is None
+    assert alice._send.position <= 2 * (HASH_KEY_BYTES + PAD_BYTES) + RESERVE_BYTES
+    net.filter = lambda source, target, frame: frame
+    assert net.run(blocks(net, 2), 30), "and both ends meet again"
+
+
+def test_a_receiver_that_restarts_in_every_session_is_met_again() -> None:
+    """Its durable position runs ahead of what it heard: a refusal tells the transmitter where to go on."""
+    net = cluster()
+    net.filter = usage = Usage()
+    for _ in range(6):
+        done = len(usage.counts)
+        assert net.run(lambda done=done: len(usage.counts) > done + 1, 30)
+        net.crash("node-2")
+        net.start("node-2")
+    assert net.run(blocks(net, 2), 60)
+    refusals = [log for _, log in net.logs if "refused" in str(log.fields)]
+    assert refusals, "the way back was needed"
 
 
 def test_messages_for_links_of_others_are_faults() -> None:

@@ -33,6 +33,7 @@ from qnode.wire import KeyTransfer, KeyTransferred, PathProbe, PathProbed, PeerF
 LATENCY_NS = 1_000_000
 SYNC_NS = 300_000
 JOB_NS = 2_000_000
+BACK_OFF_NS = 1_000_000_000
 START_NS = 1_800_000_000_000_000_000
 
 PARAMETERS = LinkParameters.from_mapping(
@@ -275,7 +276,9 @@ class Cluster:
                     case Respond(request_id, answer):
                         self.answers[request_id] = answer
                     case Disconnect(peer, _):
-                        self._disconnect(frozenset((name, peer)))
+                        pair = frozenset((name, peer))
+                        self._disconnect(pair)
+                        self._at(BACK_OFF_NS, lambda pair=pair: self._connect(pair))
 
         # Syncs of one machine end in order.
         done_ns = max(host.busy_until_ns, self.now_ns + (SYNC_NS if writes else 0))
