@@ -62,7 +62,8 @@ size_t emulation_emit(const uint64_t *blocks, const uint64_t *words, const uint6
         if (v < tail[1])
             for (photons = 2; photons < PHOTONS_MAX && v < tail[photons]; photons++)
                 ;
-        tags[kept] = (uint8_t)(photons << 4 | basis_of(words[2 * i], thresholds[0]) << 1 | (words[2 * i + 1] & 1));
+        unsigned state = (unsigned)basis_of(words[2 * i], thresholds[0]) << 1 | (unsigned)(words[2 * i + 1] & 1);
+        tags[kept] = (uint8_t)((unsigned)photons << 4 | state);
         kept += photons > 0;
     }
     return kept;

@@ -192,6 +192,19 @@ def test_chunks_cover_all_pulses_in_small_frames():
     assert position == 3_000_000
 
 
+def test_dead_time_and_after_pulses_go_on_from_frame_to_frame():
+    detector = {"dead_time_ns": 5_000.0, "after_pulse_probability": 0.5, "after_pulse_decay_ns": 3_000.0}
+    link = LinkParameters.from_mapping({"channel": {"length_km": 0}, "detector": detector})
+    alice, bob = devices(link)
+    frames = list(alice.emit_chunks(3_000_000))
+    found = [bob.measure(frame).positions for frame in frames]
+    assert len(frames) > 5 and sum(map(len, found)) > 400
+    assert np.diff(np.concatenate(found).astype(np.int64)).min() >= 5_000
+    # Skipping a frame is another emission, or lost time: the detectors have recovered.
+    bob.measure(frames[0])
+    assert bob.measure(frames[2]).positions[0] < _light.decode(frames[2]).first + 200
+
+
 def test_dark_links_are_cut_into_frames_that_a_receiver_takes():
     link = LinkParameters.from_mapping(
         {"channel": {"extra_loss_db": 100}, "detector": {"dark_count_probability": 0.05}}
