@@ -81,7 +81,7 @@ def _link(link: GenesisLink, settings: LinkSettings, pool_target_bits: int) -> L
     secret = read_file(settings.pre_shared_secret, "pre-shared secret of the link")
     if len(secret) < PRE_SHARED_BYTES_MIN:
         raise SettingsError(
-            f"{settings.pre_shared_secret} has {len(secret)} bytes; a link needs {PRE_SHARED_BYTES_MIN} or more at first"
+            f"{settings.pre_shared_secret} has {len(secret)} bytes; a new link needs {PRE_SHARED_BYTES_MIN}"
         )
     return LinkConfiguration(
         link_id=link.link_id,

@@ -5,6 +5,7 @@ Wiring only. Each part that cannot start says why in its own error; `qnode.comma
 
 import asyncio
 import contextlib
+import dataclasses
 import datetime
 import gc
 import os
@@ -74,7 +75,8 @@ async def serve(settings: NodeSettings, log: Log, ready: Ready) -> None:
         jobs = Jobs()
         stack.push_async_callback(jobs.close)
         stored = {table: await storage.load(table) for table in await storage.tables()}
-        driver = Driver(Node(setup, stored, clock.now_ns()), storage, jobs, clock.now_ns, log)
+        node = Node(dataclasses.replace(setup, archive=storage), stored, clock.now_ns())
+        driver = Driver(node, storage, jobs, clock.now_ns, log)
         del stored
         transport = _transport(settings, genesis, driver, log)
         driver.attach(transport)

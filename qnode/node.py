@@ -14,6 +14,7 @@ import numpy as np
 
 from ledger import inputs as ledger_inputs
 from ledger import outputs as ledger_outputs
+from ledger.chain import Archive
 from ledger.genesis import Genesis
 from ledger.replica import Replica, ReplicaSettings
 from ledger.signatures import Signer, Verifier
@@ -76,6 +77,7 @@ class NodeSetup:
     links: tuple[LinkConfiguration, ...]
     limits: DeliveryLimits
     replica: ReplicaSettings = field(default_factory=ReplicaSettings)
+    archive: Archive | None = None  # where old blocks are read back from; without one they all stay in memory
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +104,7 @@ class Node:
             settings=setup.replica,
             jitter=setup.jitter,
             stored=stored,
+            archive=setup.archive,
         )
         vault = Vault(setup.identity_seed, setup.entropy)
         roles = {link.link_id: TRANSMITTER if link.transmitter == setup.node_id else RECEIVER for link in setup.links}

@@ -118,6 +118,30 @@ class Storage:
         rows: list[tuple[bytes, bytes]] = await self._submit(_Task("load", table))
         return rows
 
+    def read(self, table: str, key: bytes) -> bytes | None:
+        """Return one value at once, on the caller's thread: for rare looks at old records, such as blocks of the chain.
+
+        Waits for a sync under way (SQLite serves one call of a connection at a time), a few milliseconds at most.
+        Raises StorageError, ChecksumError.
+        """
+        if self._failure is not None:
+            raise self._failure
+        try:
+            row = self._database.execute(
+                "SELECT value, crc32 FROM record WHERE name = ? AND key = ?", (table, key)
+            ).fetchone()
+        except sqlite3.Error as error:
+            raise _explained(error, self._path) from None
+        if row is None:
+            return None
+        if record_checksum(table, key, row[0]) != row[1]:
+            self.checksum_failures_count += 1
+            raise ChecksumError(
+                f"{self._path}: record {key[:32].hex()} of table {table!r} fails its checksum. {_WAY_OUT}"
+            )
+        value: bytes = row[0]
+        return value
+
     async def tables(self) -> list[str]:
         """Return the names of all tables that hold a record, sorted."""
         names: list[str] = await self._submit(_Task("tables", None))

@@ -204,3 +204,14 @@ def test_the_checksum_does_not_let_bytes_move_between_fields(table: str, key: by
     moved = joined[:cut], joined[cut:]
     if moved != (key, value):
         assert record_checksum(table, *moved) != record_checksum(table, key, value)
+
+
+async def test_one_value_is_read_at_once(tmp_path: Path) -> None:
+    storage = await Storage.open(tmp_path)
+    await storage.commit([Put("block", b"\x01", b"one"), Put("block", b"\x02", b"two")])
+    assert storage.read("block", b"\x02") == b"two"
+    assert storage.read("block", b"\x03") is None
+    assert storage.read("other", b"\x02") is None
+    await storage.close()
+    with pytest.raises(StorageError):
+        storage.read("block", b"\x02")
