@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from protocol.distill.key_length import SecurityParameters
-from protocol.distill.pipeline import distill_block
+from protocol.distill.pipeline import distill_block, distill_two_bases
 from protocol.entropy import SeededEntropy
 
 
@@ -42,3 +42,36 @@ def test_empty_and_tiny_blocks_end_cleanly() -> None:
         )
         assert block.alice_key is None
         assert block.reason
+
+
+def test_two_bases_need_no_sample() -> None:
+    generator = np.random.default_rng(5)
+    pairs = []
+    for qber in (0.02, 0.03):
+        alice = generator.integers(0, 2, 60_000, dtype=np.uint8)
+        pairs.append((alice, alice ^ (generator.random(60_000) < qber).astype(np.uint8)))
+    blocks = distill_two_bases(pairs[0], pairs[1], 0.025, SecurityParameters(), SeededEntropy(b"two"))
+    for block, other_rate in zip(blocks, (0.03, 0.02), strict=True):
+        assert block.alice_key is not None
+        assert block.bob_key is not None
+        assert np.array_equal(block.alice_key, block.bob_key)
+        assert block.qber == pytest.approx(other_rate, abs=0.003)  # the sample is the other basis
+        assert block.sample_bits == 60_000
+    joined = distill_block(
+        np.concatenate([a for a, _ in pairs]),
+        np.concatenate([b for _, b in pairs]),
+        SecurityParameters(),
+        SeededEntropy(b"one"),
+    )
+    assert joined.alice_key is not None
+    assert sum(b.alice_key.size for b in blocks if b.alice_key is not None) > joined.alice_key.size
+
+
+def test_a_failed_basis_leaves_the_other_without_a_sample() -> None:
+    generator = np.random.default_rng(6)
+    alice = generator.integers(0, 2, 5_000, dtype=np.uint8)
+    good, bad = (alice, alice.copy()), (alice, generator.integers(0, 2, 5_000, dtype=np.uint8))
+    first, second = distill_two_bases(good, bad, 0.02, SecurityParameters(), SeededEntropy(b"x"))
+    assert first.alice_key is None
+    assert second.alice_key is None
+    assert "other basis" in (first.reason or "")
