@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 
+from protocol.distill import decoy
 from protocol.entropy import SeededEntropy
 from protocol.parameters import ParameterError
 from protocol.quantum import plan
@@ -155,6 +156,32 @@ def test_decoys_leave_no_key_under_photon_number_splitting():
     eve = make_eavesdropper("photon_number_splitting", {"transmittance": 0.5}, np.random.default_rng(1))
     assert plan.plan_link(link, 10**10).key_length.bits > 0
     assert plan.plan_link(link, 10**10, attack=eve).key_length.bits == 0
+
+
+@pytest.mark.parametrize("single_pass", [0.0, 0.1, 0.5, 1.0])
+@pytest.mark.parametrize("transmittance", [0.03, 0.3])
+def test_decoy_bound_never_exceeds_the_single_photons_that_splitting_leaves(single_pass, transmittance):
+    """Whatever she blocks, what the decoys certify is below the clicks of which she holds no photon."""
+    quiet = {"dead_time_ns": 0, "after_pulse_probability": 0, "dark_count_probability": 0}
+    link = LinkParameters.from_mapping({"detector": quiet})
+    eve = make_eavesdropper(
+        "photon_number_splitting",
+        {"single_pass": single_pass, "transmittance": transmittance},
+        np.random.default_rng(1),
+    )
+    planned = plan.plan_link(link, 10**11, attack=eve)
+    source = link.source
+    columns = (planned.key_clicks, planned.test_clicks, planned.test_errors)
+    bounds = decoy.decoy_bounds(
+        np.array(source.intensities),
+        np.array(source.intensity_probabilities),
+        *(np.array(column, dtype=float) for column in columns),
+        1e-10,
+    )
+    lone = sum(p * m * math.exp(-m) for p, m in zip(source.intensity_probabilities, source.intensities, strict=True))
+    unknown = 10**11 * 0.8**2 * lone * single_pass * transmittance * 0.2
+    assert bounds.key_single <= unknown * (1 + 1e-9)
+    assert bounds.key_single >= 0.7 * unknown - 1e6  # and the bound is not idle
 
 
 def test_interception_leaves_no_key():
