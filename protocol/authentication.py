@@ -11,7 +11,7 @@ pad is fresh (Wegman and Carter 1981). The first false tag ends the session, and
 """
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 from cryptography.exceptions import InvalidSignature
@@ -65,7 +65,7 @@ class _Direction:
     """One direction's window of authentication key: r, then one pad per message, strictly in order."""
 
     sender: str
-    window: bytes = b""
+    window: bytes = field(default=b"", repr=False)
     messages: int = 0
 
     def next_key(self) -> tuple[bytes, bytes, int]:
