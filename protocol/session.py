@@ -372,6 +372,8 @@ class _Distilling(_Session):
         return tag_bits_for(key_bits, self._parameters.security.epsilon_correctness)
 
     def _length(self, assessment: _Assessment, key_bits: int, leaked_bits: int) -> bounds.KeyLength:
+        if self._link.proof_gaps:
+            raise _Failed(f"no key: no proof covers this link: {'; '.join(self._link.proof_gaps)}", assessment.qber_ppm)
         tag_bits = self._tag_bits(key_bits)
         costs = bounds.Costs(leaked_bits, tag_bits, collision_bound(key_bits, tag_bits))
         length = bounds.key_length(self._parameters.security, self._link.source, assessment.counts, costs)

@@ -3,13 +3,17 @@
 import sys
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 import click
 
 from qnode.cluster import OPERATOR, Cluster, ClusterError, statuses
 from qnode.commands.output import cluster_option, json_option, print_json, print_table
+
+if TYPE_CHECKING:
+    from protocol.distill.key_length import SecurityParameters
+    from protocol.quantum.link import LinkParameters
 
 
 @click.group(short_help="See, plan and attack quantum links.")
@@ -21,7 +25,7 @@ def link() -> None:
       qnode link list --cluster demo
       qnode link attack link-1-2 --cluster demo --kind intercept_resend --set fraction=1
       qnode link attack link-1-2 --cluster demo --off
-      qnode link plan --profile metro --length-km 50 --pulses 1e8
+      qnode link plan --profile metro --fibre-km 50 --pulses 1e8 --plot rate.svg
     """
 
 
@@ -99,34 +103,67 @@ def _parameter(text: str) -> tuple[str, float]:
 
 @link.command()
 @click.option("--profile", default="metro", show_default=True, help="Link profile, a name of config/profiles.")
-@click.option("--length-km", type=click.FloatRange(0, 1000), help="Fibre length; the profile's without it.")
+@click.option("--fibre-km", type=click.FloatRange(0, 1000), help="Length of the fibre; the profile's without it.")
 @click.option("--pulses", type=click.FloatRange(1, 1e13), help="Pulses per block; the profile's without it.")
+@click.option(
+    "--plot", type=click.Path(dir_okay=False, path_type=Path), help="Draw the rate against the fibre's length (SVG)."
+)
 @json_option
-def plan(profile: str, length_km: float | None, pulses: float | None, as_json: bool) -> None:
-    """Compute what a link will give before it is built: loss, QBER, secret bits per second."""
-    from protocol.distill.key_length import SecurityParameters
-    from protocol.quantum.link import LinkParameters
+def plan(profile: str, fibre_km: float | None, pulses: float | None, plot: Path | None, as_json: bool) -> None:
+    """Compute what a link will give before it is built: loss, gains, QBER, secret bits per second."""
     from protocol.quantum.plan import at_distance, plan_link
-    from qnode.io.configuration import profiles
-    from qnode.settings import LINK_TABLES, SettingsError
 
-    if profile not in profiles():
-        raise SettingsError(f"{profile!r} is not a link profile; the profiles are {', '.join(sorted(profiles()))}")
-    table = profiles()[profile]
-    parameters = LinkParameters.from_mapping({name: table.get(name, {}) for name in LINK_TABLES[:3]})
-    if length_km is not None:
-        parameters = at_distance(parameters, length_km)
-    count = int(pulses if pulses is not None else table.get("block_pulses", 10_000_000))
-    epsilons = {k: v for k, v in table.get("distillation", {}).items() if k in SecurityParameters.__slots__}
-    planned = plan_link(parameters, count, SecurityParameters(**epsilons))
+    parameters, security, block_pulses = _profile(profile)
+    if fibre_km is not None:
+        parameters = at_distance(parameters, fibre_km)
+    count = block_pulses if pulses is None else int(pulses)
+    planned = plan_link(parameters, count, security)
+    if plot is not None:
+        _plot(plot, parameters, count, security)
     if as_json:
         print_json({"profile": profile, **asdict(planned)})
         return
+    signature, length = planned.signature, planned.key_length
+    gains = ", ".join(f"{gain:.3g}" for gain in signature.gain)
     click.echo(f"loss                 {planned.loss_db:.2f} dB")
     click.echo(f"block                {planned.pulses:,} pulses in {planned.block_time_s:.3f} s of emission")
-    click.echo(f"QBER of the key      {planned.key_qber:.2%}")
+    click.echo(f"gain                 {gains} detections per pulse, by intensity")
+    click.echo(f"QBER                 {planned.key_qber:.2%} of the key basis")
     click.echo(f"leaked, estimated    {planned.leaked_bits:,} bits per block")
-    click.echo(f"secret key           {planned.key_length.bits:,} bits per block")
+    click.echo(
+        f"secret key           {length.bits:,} bits per block, except with probability {length.epsilon_total:.1e}"
+    )
     click.echo(f"secret key rate      {planned.secret_key_rate_bits_per_s:,.0f} bits/s of emission")
-    if planned.key_length.reason:
-        click.echo(f"no key: {planned.key_length.reason}")
+    click.echo(f"proof                {length.proof}")
+    if length.reason:
+        click.echo(f"no key: {length.reason}")
+    if plot is not None:
+        click.echo(f"drawn in {plot}")
+
+
+def _profile(name: str) -> "tuple[LinkParameters, SecurityParameters, int]":
+    """Return a profile's physics, its ε's and its block size. Raises SettingsError for a name there is not."""
+    from protocol.distill.key_length import SecurityParameters
+    from protocol.quantum.link import LinkParameters
+    from qnode.io.configuration import profiles
+    from qnode.settings import LINK_TABLES, SettingsError
+
+    if name not in profiles():
+        raise SettingsError(f"{name!r} is not a link profile; the profiles are {', '.join(sorted(profiles()))}")
+    table = profiles()[name]
+    parameters = LinkParameters.from_mapping({each: table.get(each, {}) for each in LINK_TABLES[:3]})
+    epsilons = {k: v for k, v in table.get("distillation", {}).items() if k in SecurityParameters.__slots__}
+    return parameters, SecurityParameters(**epsilons), int(table.get("block_pulses", 10_000_000))
+
+
+def _plot(path: Path, parameters: "LinkParameters", pulses: int, security: "SecurityParameters") -> None:
+    """Draw the rate against distance for blocks of this size, and ten and a hundred times it."""
+    from protocol.quantum.figure import rate_chart
+    from protocol.quantum.plan import rate_against_distance
+
+    lengths = [2.0 * step for step in range(126)]
+    lines = [
+        (f"blocks of {size:.0e} pulses", lengths, rate_against_distance(parameters, lengths, size, security))
+        for size in (pulses, 10 * pulses, 100 * pulses)
+    ]
+    path.write_text(rate_chart(lines), "utf-8")

@@ -108,7 +108,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (("init", "x", "--topology", "knot"), 3, "not a topology"),
         (("init", "x", "--profile", "moon"), 3, "not a link profile"),
         (("link", "plan", "--profile", "moon"), 3, "not a link profile"),
-        (("link", "plan", "--profile", "rooftop", "--length-km", "5"), 3, "only a fibre has a length"),
+        (("link", "plan", "--profile", "rooftop", "--fibre-km", "5"), 3, "only a fibre has a length"),
         (("keys", "get", "--to", "x"), 2, "say which application asks"),
         (("keys", "get", "--to", "x", "--url", "https://127.0.0.1:1"), 2, "--url needs --cert"),
         (("link", "attack", "l"), 2, "either --kind"),
@@ -171,8 +171,8 @@ def test_an_empty_chain_holds(cluster: Path) -> None:
 
 
 def test_a_plan_is_computed() -> None:
-    near = json.loads(invoke("link", "plan", "--length-km", "10", "--json").output)
-    far = json.loads(invoke("link", "plan", "--length-km", "60", "--json").output)
+    near = json.loads(invoke("link", "plan", "--fibre-km", "10", "--json").output)
+    far = json.loads(invoke("link", "plan", "--fibre-km", "60", "--json").output)
     assert near["secret_key_rate_bits_per_s"] > far["secret_key_rate_bits_per_s"] > 0
     assert "secret key rate" in invoke("link", "plan").output
 
