@@ -14,6 +14,9 @@ from ledger.votes import FRESH, NO_DIGEST, Book, Certificate, Kind, Statement
 VIEW_WINDOW = 16
 """Statements are kept for this many views around one's own: beyond it certificates carry the news (floods end here)."""
 
+JUSTIFICATION_MAX = 64
+"""Certificates that travel with a proposal; a longer row of views comes by anti-entropy."""
+
 
 @dataclass(frozen=True)
 class Proposal:
@@ -249,10 +252,10 @@ class Consensus:
         return False
 
     def _may_leave(self, now_ns: int) -> bool:
-        """Whether this notarized view is over: nullified by me, or finalized and waited for."""
-        if not self._is_validator or self.view in self._said[Kind.NULLIFY]:
-            return self._is_validator or _passed(self._view_deadline_ns, now_ns)
-        if self.view not in self._said[Kind.FINALIZE]:
+        """Whether this notarized view is over: nullified by me, or finalized (by whoever may) and waited for."""
+        if self._is_validator and self.view in self._said[Kind.NULLIFY]:
+            return True
+        if self._is_validator and self.view not in self._said[Kind.FINALIZE]:
             return False
         return _passed(self._finalize_deadline_ns, now_ns) or _passed(self._view_deadline_ns, now_ns)
 
@@ -350,6 +353,14 @@ class Consensus:
             if notarization is None or notarization.block != statement.block:
                 return False
         return all(view in self.nullifications for view in range(statement.justified + 1, statement.view))
+
+    def justification(self, statement: Statement) -> tuple[Certificate, ...]:
+        """Return what travels with a proposal: N(pv) and the newest of the X between (rule 2)."""
+        views = range(statement.view - 1, statement.justified, -1)
+        needed = [self.nullifications[view] for view in views if view in self.nullifications]
+        if statement.justified in self.notarizations:
+            needed.insert(0, self.notarizations[statement.justified])
+        return tuple(needed[:JUSTIFICATION_MAX])
 
     def _nullify(self, now_ns: int) -> Action | None:
         """Rule 5."""

@@ -5,10 +5,17 @@ Every bundle is kept until a block contains it. A number that a block gave to an
 of this node) moves the displaced transactions to a new bundle (SPEC 3.5).
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
-from ledger.bundle import Bundle
+from ledger.bundle import Bundle, make_bundle
+from ledger.core import PENDING_TABLE, Core
+from ledger.encoding import integer_key
 from ledger.genesis import GenesisParameters
+from ledger.messages import BundleMessage
+from ledger.outputs import Erase, TransactionsAdmitted, TransactionsRefused
+from ledger.signatures import Signer
+from ledger.transactions import MalformedTransaction, decode
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,3 +89,80 @@ class Submissions:
         if waiting.digest != bundle.digest:
             self.enqueue(None, waiting.transactions)
         return True
+
+
+class OwnTransactions:
+    """Admits this node's transactions, signs its bundles, stores and offers them."""
+
+    def __init__(self, core: Core, signer: Signer) -> None:
+        self.queue = Submissions(core.limits, core.settings.bundle_interval_ns)
+        self._core = core
+        self._signer = signer
+
+    def resume(self, rows: Iterable[tuple[bytes, bytes]]) -> None:
+        """Take back the stored bundles that no block contains yet."""
+        core = self._core
+        committed = core.committed_sequence(core.node_id)
+        for _, value in rows:
+            bundle = Bundle.decode(value, core.limits)
+            if bundle.sequence > committed:
+                self.queue.pending[bundle.sequence] = bundle
+                core.mempool.add(bundle, committed)
+
+    def submit_encoded(self, token: int, bodies: tuple[bytes, ...]) -> None:
+        """Like `submit`, but looks at the bodies first."""
+        try:
+            for body in bodies:
+                decode(body)
+        except MalformedTransaction as error:
+            self._core.outputs.append(TransactionsRefused(token, f"malformed transaction: {error}"))
+            return
+        self.submit(token, bodies)
+
+    def submit(self, token: int, bodies: tuple[bytes, ...]) -> None:
+        """Queue encoded transactions for a bundle, or refuse them all."""
+        if reason := self._fault(bodies):
+            self._core.outputs.append(TransactionsRefused(token, reason))
+            return
+        self.queue.enqueue(token, bodies)
+
+    def _fault(self, bodies: tuple[bytes, ...]) -> str | None:
+        core = self._core
+        if not bodies:
+            return "no transactions; submit at least one"
+        size_max = core.limits.transaction_size_bytes_max
+        if any(len(body) > size_max for body in bodies):
+            return f"a transaction has at most {size_max} bytes; split it"
+        queued_bytes = self.queue.queued_size_bytes + sum(len(body) + 5 for body in bodies) + 512
+        ahead = (self.queue.queued_count + len(bodies)) // core.limits.bundle_transactions_max
+        committed = core.committed_sequence(core.node_id)
+        return core.mempool.refusal(core.node_id, self._next_sequence() + ahead, queued_bytes, committed)
+
+    def _next_sequence(self) -> int:
+        return max(next(reversed(self.queue.pending), 0), self._core.committed_sequence(self._core.node_id)) + 1
+
+    def flush(self) -> None:
+        """Make the bundles that are due: store, hold, send, and answer their submitters."""
+        core = self._core
+        while (batch := self.queue.take(core.now_ns)) is not None:
+            name = (core.genesis.chain_id, core.genesis.digest, core.node_id, self._next_sequence())
+            bundle = make_bundle(self._signer, *name, batch.transactions)
+            self.queue.pending[bundle.sequence] = bundle
+            core.store(PENDING_TABLE, integer_key(bundle.sequence), bundle.encoded)
+            core.mempool.add(bundle, core.committed_sequence(core.node_id))
+            core.spread(BundleMessage(bundle.encoded), core.node_id, None, urgent=False)
+            core.outputs += [TransactionsAdmitted(token) for token in batch.tokens]
+
+    def settle(self, bundle: Bundle) -> None:
+        """An own bundle is in a block."""
+        if self.queue.settle(bundle):
+            self._core.outputs.append(Erase(PENDING_TABLE, integer_key(bundle.sequence)))
+
+    def offer(self, peer: str) -> None:
+        """Send a new neighbour what of ours waits for a block."""
+        budget_bytes = self._core.settings.gap_size_bytes_max
+        for bundle in self.queue.pending.values():
+            budget_bytes -= bundle.size_bytes
+            if budget_bytes < 0:
+                return
+            self._core.send(peer, BundleMessage(bundle.encoded), urgent=False, after_sync=True)

@@ -7,17 +7,17 @@ way and never ask the code under test whether it was right.
 from functools import lru_cache
 
 from ledger.block import Block
-from ledger.encoding import MalformedEncoding, digest, integer_key
-from ledger.guard import STEPS, Record
-from ledger.messages import Message, ProposalMessage, StatementMessage, decode
-from ledger.outputs import BlockCommitted, Output, SendMessage, Store
-from ledger.replica import (
+from ledger.core import (
     BODY_TABLE,
     CERTIFICATE_TABLE,
     EVIDENCE_TABLE,
     SIGNER_TABLE,
     ReplicaSettings,
 )
+from ledger.encoding import MalformedEncoding, digest, integer_key
+from ledger.guard import STEPS, Record
+from ledger.messages import Message, ProposalMessage, StatementMessage, decode
+from ledger.outputs import BlockCommitted, Output, SendMessage, Store
 from ledger.votes import FRESH, Certificate, Kind, Statement, decode_pair
 from loadtest.simulation.world import SimulatedNode, World
 
@@ -73,7 +73,7 @@ class Checkers:
         self.heights[node.node_id] = height
 
     def on_outputs(self, node: SimulatedNode, outputs: list[Output]) -> None:
-        """Look at commits, stored certificates and stored evidence."""
+        """Look at commits, stored certificates and stored evidence, once they are durable."""
         if node.byzantine:
             return
         for output in outputs:
@@ -200,8 +200,7 @@ class Checkers:
         self._require(known == block.digest, 1, node, f"two blocks committed at height {height}")
         parent = self.committed.get(height - 1, self.world.genesis.digest)
         self._require(block.header.previous == parent, 9, node, f"block {height} is not linked to {height - 1}")
-        assert node.replica is not None
-        if node.replica.height == height:
+        if node.replica is not None and node.replica.height == height:
             root = self.state_roots.setdefault(height, node.replica.state.root)
             self._require(root == node.replica.state.root, 9, node, f"another state after height {height}")
         validators = self.validator_sets.setdefault(height, block.header.validators_digest)
@@ -225,7 +224,7 @@ class Checkers:
         if replica is None:
             return
         settings: ReplicaSettings = self.world.settings
-        later = len(replica._later)
+        later = replica.later_count
         self._require(later <= settings.later_messages_max, 15, node, f"{later} messages kept for the next height")
         views = replica.consensus.book.views()
         window = 2 * 16 + 1

@@ -34,10 +34,12 @@ class Disk:
                 table.pop(write.key, None)
         self.batches_synced += 1
 
-    def crash(self, unsynced: Batch | None, generator: random.Random) -> None:
-        """Lose power while `unsynced` is on its way: it arrived whole or not at all."""
-        if unsynced is not None and generator.random() < 0.5:
+    def crash(self, unsynced: Batch | None, generator: random.Random) -> bool:
+        """Lose power while `unsynced` is on its way; returns whether it arrived, whole."""
+        arrived = unsynced is not None and generator.random() < 0.5
+        if arrived and unsynced is not None:
             self.apply(unsynced)
+        return arrived
 
     def read(self, table: str, key: bytes) -> bytes | None:
         """Return a durable value, or None."""

@@ -28,7 +28,7 @@ class Observer(Protocol):
     """Sees everything that the checkers need; raises to stop a run."""
 
     def on_outputs(self, node: "SimulatedNode", outputs: list[Output]) -> None:
-        """After every step of a replica."""
+        """When what a replica wanted is durable, and before any of it leaves."""
         ...
 
     def on_send(self, node: "SimulatedNode", message: SendMessage) -> None:
@@ -49,6 +49,7 @@ class Tail:
     """What waits for the disk: writes, and what leaves after them."""
 
     batch: Batch = field(default_factory=Batch)
+    outputs: list[Output] = field(default_factory=list)
     admitted: list[int] = field(default_factory=list)
     messages: list[SendMessage] = field(default_factory=list)
 
@@ -100,7 +101,9 @@ class SimulatedNode:
     def crash(self) -> None:
         """Lose power: memory is gone, and the batch on its way to the disk arrived or did not."""
         assert self.replica is not None
-        self.disk.crash(None if self._current is None else self._current.batch, self._world.random)
+        current = self._current
+        if current is not None and self.disk.crash(current.batch, self._world.random):
+            self._world.observer.on_outputs(self, current.outputs)
         self.replica, self._current, self._next, self._wake_ns = None, None, Tail(), None
         for peer in self._world.network.neighbours(self.node_id):
             self._world.after(self._world.detection_ns, self._world.lose, peer, self.node_id)
@@ -121,11 +124,14 @@ class SimulatedNode:
             outputs = outputs + self.overhear(input)
         if self.corrupt is not None:
             outputs = self.corrupt(outputs)
-        self._world.observer.on_outputs(self, outputs)
+        deadline_ns = self.replica.next_deadline_ns()
+        late = deadline_ns is not None and deadline_ns <= self._world.now_ns
+        assert not late, f"{self.node_id} wants to be woken in the past: its driver would spin"
         self._carry_out(outputs)
         self._schedule_wake()
 
     def _carry_out(self, outputs: list[Output]) -> None:
+        self._next.outputs += outputs
         for output in outputs:
             if isinstance(output, Store | Erase):
                 self._next.batch.writes.append(output)
@@ -159,6 +165,7 @@ class SimulatedNode:
                 self._crash_at_sync(tail)
                 return
             self.disk.apply(tail.batch)
+        self._world.observer.on_outputs(self, tail.outputs)
         for token in tail.admitted:
             self._world.observer.on_admitted(self, token)
         for message in tail.messages:
@@ -169,6 +176,7 @@ class SimulatedNode:
         """Crash right before the sync (half of the time), or right after it and before anything leaves."""
         if self._world.random.random() < 0.5:
             self.disk.apply(tail.batch)
+            self._world.observer.on_outputs(self, tail.outputs)
         self.crash()
         self._world.after(self._world.restart_ns(), self._restart)
 

@@ -4,9 +4,11 @@ from collections.abc import Callable
 
 import pytest
 
+from ledger.anti_entropy import AntiEntropy
+from ledger.bodies import Bodies
 from ledger.consensus import Consensus
+from ledger.core import CERTIFICATE_TABLE, SIGNER_TABLE, STATEMENT_TABLE, Core
 from ledger.guard import Guard
-from ledger.replica import CERTIFICATE_TABLE, SIGNER_TABLE, STATEMENT_TABLE, Replica
 from ledger.state import Validators
 from ledger.votes import Kind
 from loadtest.simulation.faults import FaultPlan
@@ -67,7 +69,7 @@ def test_finalize_after_nullify_is_noticed(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_bodies_that_are_not_logged_are_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Replica, "_store_body", lambda *_: None)
+    monkeypatch.setattr(Bodies, "store", lambda *_: None)
     assert "invariant 7" in first_violation(lambda seed: run_seed(seed, 4, topology="mesh"))
 
 
@@ -78,17 +80,17 @@ def test_certificates_that_are_not_logged_are_noticed() -> None:
 
 
 def test_messages_before_the_sync_are_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
-    real = Replica._spread
+    real = Core.spread
 
-    def spread_at_once(self: Replica, message: object, origin: str, received_from: str | None, **how: bool) -> None:
+    def spread_at_once(self: Core, message: object, origin: str, received_from: str | None, **how: bool) -> None:
         real(self, message, origin, received_from or origin, **how)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(Replica, "_spread", spread_at_once)
+    monkeypatch.setattr(Core, "spread", spread_at_once)
     assert "invariant" in first_violation(lambda seed: run_seed(seed, 4, topology="mesh"))
 
 
 def test_without_anti_entropy_the_liveness_check_objects(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Replica, "_push_gap", lambda *_: None)
-    monkeypatch.setattr(Replica, "_push_bundles", lambda *_: None)
-    monkeypatch.setattr(Replica, "_ask_for_blocks", lambda *_: None)
+    monkeypatch.setattr(AntiEntropy, "push_gap", lambda *_: None)
+    monkeypatch.setattr(AntiEntropy, "push_bundles", lambda *_: None)
+    monkeypatch.setattr(AntiEntropy, "ask_for_blocks", lambda *_: None)
     assert "invariant 16" in first_violation(lambda seed: run_seed(seed, 4, topology="mesh"))

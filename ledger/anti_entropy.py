@@ -1,0 +1,122 @@
+"""Neighbours kept equal: statuses out, gaps filled, committed blocks asked for and given (SPEC rule 8, 6.2, 6.3).
+
+Whether a received block is valid is decided by the replica that appends it.
+"""
+
+from ledger.core import Core
+from ledger.messages import (
+    BlocksMessage,
+    BlocksWanted,
+    BundleMessage,
+    CertificatesMessage,
+    ProposalMessage,
+    StatementMessage,
+    Status,
+)
+from ledger.sync import CatchUp, gap_of, make_status
+
+
+class AntiEntropy:
+    """Statuses, gaps and the one question for blocks that may be open."""
+
+    def __init__(self, core: Core) -> None:
+        self.catch_up = CatchUp(core.settings.catch_up_timeout_ns)
+        self.deadline_ns: int | None = None
+        self._core = core
+        self._index = {node.node_id: i for i, node in enumerate(core.genesis.nodes)}
+        self._answered_ns: dict[str, int] = {}
+
+    def status(self) -> Status:
+        """Return this node's status."""
+        core = self._core
+        neighbours = core.overlay.neighbours_bitmap()
+        return make_status(core.consensus, core.mempool, core.state, self._index, neighbours)
+
+    def announce(self, peers: list[str]) -> None:
+        """Send the status to some neighbours."""
+        status = self.status()
+        for peer in peers:
+            self._core.send(peer, status, urgent=True, after_sync=True)
+
+    def tick(self) -> None:
+        """When it is time: announce what is held, and let unanswered questions be asked again."""
+        core = self._core
+        if self.deadline_ns is None or core.now_ns < self.deadline_ns:
+            return
+        self.deadline_ns = core.now_ns + int(core.settings.anti_entropy_ns * core.jitter.uniform(0.75, 1.25))
+        core.consensus.forget_fetches()
+        self.announce(core.some_peers())
+
+    def forget(self, peer: str) -> None:
+        """The neighbour is gone."""
+        self.catch_up.forget(peer)
+        self._answered_ns.pop(peer, None)
+
+    def on_status(self, peer: str, status: Status) -> None:
+        """Learn where a neighbour is and push what it lacks."""
+        core = self._core
+        core.overlay.learn(peer, status.neighbours)
+        self.catch_up.learn(peer, status.height)
+        if status.height == core.height:
+            self.push_gap(peer, status)
+        if abs(status.height - core.height) <= 1:
+            self.push_bundles(peer, status)
+        if status.height < core.height:
+            self._answer_late(peer)
+
+    def _answer_late(self, peer: str) -> None:
+        """Tell a neighbour that is behind, but not more often than a few times a second."""
+        core = self._core
+        answered_ns = self._answered_ns.get(peer)
+        if answered_ns is None or core.now_ns - answered_ns >= core.settings.anti_entropy_ns // 4:
+            self._answered_ns[peer] = core.now_ns
+            self.announce([peer])
+
+    def push_gap(self, peer: str, status: Status) -> None:
+        """Send certificates, proposals and statements of this height that a neighbour lacks."""
+        core = self._core
+        gap = gap_of(core.consensus, status)
+        if gap.certificates:
+            core.send(peer, CertificatesMessage(gap.certificates), urgent=True, after_sync=True)
+        for view in gap.proposed_views:
+            proposal = core.consensus.proposals[view]
+            message = ProposalMessage(proposal, core.consensus.justification(proposal.statement))
+            core.send(peer, message, urgent=True, after_sync=True)
+        for statement in gap.statements:
+            core.send(peer, StatementMessage(statement), urgent=True, after_sync=True)
+
+    def push_bundles(self, peer: str, status: Status) -> None:
+        """Send waiting bundles after those that a neighbour holds, within the byte budget."""
+        core = self._core
+        budget_bytes = core.settings.gap_size_bytes_max
+        theirs = dict(status.pending)
+        for sender in core.mempool.senders():
+            committed = core.committed_sequence(sender)
+            sequence = max(theirs.get(self._index.get(sender, -1), committed), committed) + 1
+            while (bundle := core.mempool.held(sender, sequence)) is not None and sender != peer:
+                budget_bytes -= bundle.size_bytes
+                if budget_bytes < 0:
+                    return
+                core.send(peer, BundleMessage(bundle.encoded), urgent=False, after_sync=True)
+                sequence += 1
+
+    # ---- committed blocks
+
+    def ask_for_blocks(self) -> None:
+        """If a neighbour is ahead and none is asked, ask."""
+        core = self._core
+        peer = self.catch_up.ask(core.height, core.now_ns)
+        if peer is not None:
+            core.send(peer, BlocksWanted(core.height + 1), urgent=False, after_sync=False)
+
+    def answer_blocks(self, peer: str, first_height: int) -> None:
+        """Send committed blocks from a height on, as many as fit."""
+        core = self._core
+        blocks: list[tuple[bytes, bytes]] = []
+        size_bytes = 0
+        while (stored := core.chain.stored_block(first_height + len(blocks))) is not None:
+            size_bytes += len(stored.block) + len(stored.certificate)
+            if blocks and size_bytes > core.settings.answer_size_bytes_max:
+                break
+            blocks.append((stored.block, stored.certificate))
+        core.send(peer, BlocksMessage(tuple(blocks)), urgent=False, after_sync=True)

@@ -1,0 +1,146 @@
+"""Bundles and block bodies: taking them in, putting blocks together from them, and asking for what is missing.
+
+A bundle's signature is checked once, here; a proposal names its bundles by digest (SPEC 3.2, 3.3, 6.4).
+"""
+
+from ledger.block import Block
+from ledger.bundle import Bundle
+from ledger.consensus import Proposal
+from ledger.core import BODY_TABLE, Core
+from ledger.encoding import integer_key
+from ledger.messages import (
+    DIGESTS_WANTED_MAX,
+    MESSAGE_SIZE_BYTES_MAX,
+    BodyMessage,
+    BodyWanted,
+    BundleMessage,
+    BundlesWanted,
+)
+
+
+class Bodies:
+    """What is at hand for the blocks of the height in progress."""
+
+    def __init__(self, core: Core) -> None:
+        self._core = core
+        self.forget_height()
+
+    def forget_height(self) -> None:
+        """Start on the next height."""
+        self.stored: set[bytes] = set()
+        self._fetched: dict[bytes, Bundle] = {}
+        self._wanted: set[bytes] = set()
+        self._proposed_by: dict[bytes, str] = {}
+
+    # ---- bundles
+
+    def on_bundle(self, peer: str, encoded: bytes) -> None:
+        """Take a bundle of any node, new or wanted. Raises MalformedBundle."""
+        core = self._core
+        bundle = Bundle.parse(encoded, core.limits)
+        sender = core.state.node(bundle.sender)
+        if sender is None:
+            core.fault(peer, "a bundle of a node that is not of this chain")
+            return
+        wanted = bundle.digest in self._wanted
+        refusal = core.mempool.refusal(bundle.sender, bundle.sequence, bundle.size_bytes, sender.sequence)
+        if refusal is not None and not wanted:
+            return
+        bundle.check_contents(core.limits)
+        if not self._is_signed(bundle):
+            core.fault(peer, "a bundle with a wrong signature")
+            return
+        if refusal is None:
+            core.mempool.add(bundle, sender.sequence)
+            core.spread(BundleMessage(encoded), bundle.sender, peer, urgent=False)
+        if wanted:
+            self._fetched[bundle.digest] = bundle
+            self._wanted.discard(bundle.digest)
+            for proposal in list(core.consensus.proposals.values()):
+                self.assemble(proposal)
+
+    def _is_signed(self, bundle: Bundle) -> bool:
+        core = self._core
+        sender = core.state.node(bundle.sender)
+        name = (core.genesis.chain_id, core.genesis.digest)
+        return sender is not None and bundle.is_signed_by(sender.public_key, *name, core.verifier)
+
+    def _bundle(self, digest: bytes) -> Bundle | None:
+        return self._core.mempool.get(digest) or self._fetched.get(digest)
+
+    # ---- putting blocks together
+
+    def on_proposal(self, peer: str, proposal: Proposal) -> None:
+        """Remember who sent a proposal, and make its block if its bundles are here."""
+        self._proposed_by.setdefault(proposal.statement.block, peer)
+        self.assemble(proposal)
+
+    def assemble(self, proposal: Proposal) -> bool:
+        """Make the block of a proposal from the bundles at hand; False while some are missing."""
+        consensus = self._core.consensus
+        if proposal.statement.block in consensus.bodies:
+            return True
+        bundles = [self._bundle(digest) for digest in proposal.bundle_digests]
+        complete = tuple(bundle for bundle in bundles if bundle is not None)
+        if len(complete) < len(bundles):
+            return False
+        consensus.on_body(Block(proposal.header, complete))
+        return True
+
+    def store(self, block: Block) -> None:
+        """Make a body durable, once, before anything that rests on it is said."""
+        if block.digest not in self.stored:
+            self.stored.add(block.digest)
+            self._core.store_for_height(BODY_TABLE, integer_key(block.height) + block.digest, block.encoded)
+
+    # ---- asking and answering
+
+    def fetch(self, block: bytes) -> None:
+        """Ask for what a needed block lacks: single bundles if a proposal names them, else the whole body."""
+        core = self._core
+        proposal = next((p for p in core.consensus.proposals.values() if p.statement.block == block), None)
+        if proposal is None:
+            for peer in core.some_peers():
+                core.send(peer, BodyWanted(core.height + 1, block), urgent=True, after_sync=False)
+        elif not self.assemble(proposal):
+            self._fetch_bundles(proposal)
+
+    def _fetch_bundles(self, proposal: Proposal) -> None:
+        """Ask the proposal's bringer first, and others when that did not help."""
+        core = self._core
+        missing = [digest for digest in proposal.bundle_digests if self._bundle(digest) is None]
+        again = bool(self._wanted.intersection(missing))
+        self._wanted.update(missing)
+        source = self._proposed_by.get(proposal.statement.block)
+        peers = core.some_peers() if again or source is None or not core.overlay.is_up(source) else [source]
+        for peer in peers:
+            core.send(peer, BundlesWanted(tuple(missing[:DIGESTS_WANTED_MAX])), urgent=True, after_sync=False)
+
+    def answer_bundles(self, peer: str, digests: tuple[bytes, ...]) -> None:
+        """Send the wanted bundles that are here, within the size of one message."""
+        budget_bytes = MESSAGE_SIZE_BYTES_MAX
+        for digest in dict.fromkeys(digests):
+            bundle = self._bundle(digest)
+            if bundle is not None and bundle.size_bytes <= budget_bytes:
+                budget_bytes -= bundle.size_bytes
+                self._core.send(peer, BundleMessage(bundle.encoded), urgent=False, after_sync=False)
+
+    def answer_body(self, peer: str, block: bytes) -> bool:
+        """Send a body of the height in progress; False if it is not here."""
+        body = self._core.consensus.bodies.get(block)
+        if body is not None:
+            self._core.send(peer, BodyMessage(body.encoded), urgent=False, after_sync=False)
+        return body is not None
+
+    def on_body(self, peer: str, encoded: bytes) -> None:
+        """Take a whole block if a certificate of this height is about it. Raises MalformedBlock."""
+        core, consensus = self._core, self._core.consensus
+        block = Block.decode(encoded, core.limits)
+        certified = [certificate.block for certificate in consensus.notarizations.values()]
+        certified += [] if consensus.commit is None else [consensus.commit.block]
+        if block.digest in consensus.bodies or block.digest not in certified:
+            return
+        if not all(self._is_signed(bundle) for bundle in block.bundles):
+            core.fault(peer, "a block body with a wrongly signed bundle")
+            return
+        consensus.on_body(block)

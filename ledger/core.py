@@ -1,0 +1,167 @@
+"""What the parts of a replica share: its settings, its chain, the height in progress, and the list of outputs.
+
+Holds no rules. Every part (`Listener`, `Bodies`, `AntiEntropy`, `OwnTransactions`) gets the one `Core` of its replica
+and reads the present height's `consensus` through it, which changes with every commit.
+"""
+
+import random
+from dataclasses import dataclass, field
+from typing import Any
+
+from ledger.chain import BLOCK_TABLE, Chain
+from ledger.consensus import Consensus
+from ledger.genesis import Genesis, GenesisParameters
+from ledger.gossip import Overlay
+from ledger.mempool import Mempool, MempoolSettings
+from ledger.messages import Message, encode
+from ledger.outputs import Erase, Noted, Output, PeerFaulted, SendMessage, Store
+from ledger.signatures import Verifier
+from ledger.state import State
+
+MS = 1_000_000
+SIGNER_TABLE = "ledger.signer"
+STATEMENT_TABLE = "ledger.statement"
+CERTIFICATE_TABLE = "ledger.certificate"
+BODY_TABLE = "ledger.body"
+PENDING_TABLE = "ledger.pending"
+EVIDENCE_TABLE = "ledger.evidence"
+TABLES = (
+    BLOCK_TABLE,
+    SIGNER_TABLE,
+    STATEMENT_TABLE,
+    CERTIFICATE_TABLE,
+    BODY_TABLE,
+    PENDING_TABLE,
+    EVIDENCE_TABLE,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class ReplicaSettings:
+    """Local choices of one node: none of them decides validity, so nodes may differ."""
+
+    view_timeout_min_ns: int = 300 * MS
+    """T0 at rest: three message delays on a continental network plus checking a full block."""
+    view_timeout_max_ns: int = 10_000 * MS
+    """T0 never adapts beyond this, however slow heights become."""
+    finalize_timeout_ns: int = 150 * MS
+    """T_f: two message delays on a continental network."""
+    lost_leader_timeout_ns: int = 60 * MS
+    """The wait for a leader whose connection broke: long enough for its last messages to come round."""
+    heartbeat_ns: int = 5_000 * MS
+    """An idle chain makes an empty block this often, so that clocks and state roots are still certified."""
+    anti_entropy_ns: int = 500 * MS
+    """Statuses go out this often, jittered by a quarter."""
+    anti_entropy_peers_max: int = 4
+    """Neighbours told per round: keeps a mesh of hundreds at a constant cost per node."""
+    catch_up_timeout_ns: int = 2_000 * MS
+    """An asked neighbour that does not answer in time is passed over."""
+    answer_size_bytes_max: int = 1_048_576
+    """One catch-up answer holds blocks up to this size, and at least one."""
+    gap_size_bytes_max: int = 262_144
+    """Bundles pushed to a neighbour per status."""
+    clock_window_ns: int = 10_000 * MS
+    """A fresh block further from this node's wall clock is not voted for: bounds what a wrong clock can do."""
+    bundle_interval_ns: int = 2 * MS
+    """Submissions within this time share a bundle: one signature check saved per bundle at every node."""
+    later_messages_max: int = 4096
+    """Messages kept for the next height; more are dropped and come again by anti-entropy."""
+    later_size_bytes_max: int = 8_388_608
+    """The same in bytes."""
+    mempool: MempoolSettings = field(default_factory=MempoolSettings)
+
+
+class Core:
+    """One per replica. `outputs` collects what the present step wants; `now_ns` is the step's time."""
+
+    consensus: Consensus
+
+    def __init__(
+        self,
+        *,
+        genesis: Genesis,
+        node_id: str,
+        settings: ReplicaSettings,
+        verifier: Verifier,
+        jitter: random.Random,
+        chain: Chain,
+        wall_offset_ns: int,
+    ) -> None:
+        self.genesis = genesis
+        self.node_id = node_id
+        self.settings = settings
+        self.verifier = verifier
+        self.jitter = jitter
+        self.chain = chain
+        self.wall_offset_ns = wall_offset_ns
+        self.now_ns = 0
+        self.outputs: list[Output] = []
+        self.height_keys: list[tuple[str, bytes]] = []
+        self.mempool = Mempool(settings.mempool, genesis.parameters, len(genesis.nodes))
+        self.overlay = Overlay(node_id, [node.node_id for node in genesis.nodes])
+
+    @property
+    def limits(self) -> GenesisParameters:
+        """The chain's limits."""
+        return self.genesis.parameters
+
+    @property
+    def state(self) -> State:
+        """The state after the last committed block."""
+        return self.chain.state
+
+    @property
+    def height(self) -> int:
+        """The last committed height; consensus is about the next one."""
+        return self.chain.height
+
+    @property
+    def wall_ns(self) -> int:
+        """The wall clock."""
+        return self.now_ns + self.wall_offset_ns
+
+    def committed_sequence(self, sender: str) -> int:
+        """Return the number of the last committed bundle of a node."""
+        node = self.state.node(sender)
+        return 0 if node is None else node.sequence
+
+    # ---- outputs
+
+    def send(self, peer: str, message: Message, *, urgent: bool, after_sync: bool) -> None:
+        """Send to one neighbour."""
+        self.outputs.append(SendMessage(peer, encode(message), urgent, after_sync))
+
+    def spread(self, message: Message, origin: str, received_from: str | None, *, urgent: bool) -> None:
+        """Send an own message to all neighbours, or pass another's on (6.1); only own ones wait for the disk."""
+        targets = self.overlay.targets(origin, received_from)
+        if targets:
+            payload = encode(message)
+            after_sync = received_from is None
+            self.outputs += [SendMessage(peer, payload, urgent, after_sync) for peer in targets]
+
+    def some_peers(self) -> list[str]:
+        """Draw a few connected neighbours."""
+        peers = self.overlay.peers
+        return self.jitter.sample(peers, min(len(peers), self.settings.anti_entropy_peers_max))
+
+    def note(self, level: str, event: str, **fields: Any) -> None:
+        """Tell the operator."""
+        self.outputs.append(Noted(level, event, tuple(fields.items())))
+
+    def fault(self, peer: str, reason: str) -> None:
+        """Charge a neighbour with a fault."""
+        self.outputs.append(PeerFaulted(peer, reason))
+
+    def store(self, table: str, key: bytes, value: bytes) -> None:
+        """Keep a row."""
+        self.outputs.append(Store(table, key, value))
+
+    def store_for_height(self, table: str, key: bytes, value: bytes) -> None:
+        """Keep a row until the height in progress is committed."""
+        self.height_keys.append((table, key))
+        self.store(table, key, value)
+
+    def erase_height(self) -> None:
+        """Erase what was kept for the height that is being committed."""
+        self.outputs += [Erase(table, key) for table, key in self.height_keys]
+        self.height_keys = []

@@ -1,0 +1,111 @@
+"""What other validators say about the height in progress: checked, counted, passed on, and kept where it must last.
+
+Decides whose fault bad input is and what is evidence (SPEC 4.1, 4.6, 6.1, 6.5); what follows from the statements is
+decided in `consensus`.
+"""
+
+from ledger.block import transaction_root
+from ledger.bodies import Bodies
+from ledger.consensus import VIEW_WINDOW, Proposal
+from ledger.core import CERTIFICATE_TABLE, EVIDENCE_TABLE, Core
+from ledger.encoding import integer_key
+from ledger.messages import ProposalMessage, StatementMessage
+from ledger.votes import Certificate, Kind, Statement, encode_pair
+
+
+class Listener:
+    """Takes statements, proposals and certificates of the height in progress. `evidence` outlives heights."""
+
+    def __init__(self, core: Core, bodies: Bodies) -> None:
+        self.evidence: dict[bytes, tuple[Statement, Statement]] = {}
+        self._core = core
+        self._bodies = bodies
+
+    def on_statement(self, peer: str, statement: Statement) -> None:
+        """Take a VOTE, FINALIZE or NULLIFY of another validator."""
+        core, consensus = self._core, self._core.consensus
+        if statement.signer not in consensus.validators.node_ids:
+            core.fault(peer, "a statement of a node that is not a validator")
+            return
+        if statement.kind is Kind.PROPOSE:
+            core.fault(peer, "a PROPOSE without its proposal")
+            return
+        contradicted = consensus.book.contradiction(statement)
+        if contradicted is None and not consensus.admits(statement):
+            return
+        if not self._is_signed(statement):
+            core.fault(peer, "a statement with a wrong signature")
+            return
+        if contradicted is not None:
+            self._keep_evidence(contradicted, statement)
+        if consensus.admits(statement):
+            core.spread(StatementMessage(statement), statement.signer, peer, urgent=True)
+            self.count(statement)
+
+    def _is_signed(self, statement: Statement) -> bool:
+        core, validators = self._core, self._core.consensus.validators
+        public_key = validators.public_keys[validators.node_ids.index(statement.signer)]
+        return statement.is_signed(public_key, core.genesis.digest, validators.digest, core.verifier)
+
+    def count(self, statement: Statement) -> None:
+        """Add a verified statement, and keep the certificate that it completes."""
+        certificate = self._core.consensus.on_statement(statement)
+        if certificate is not None:
+            self._keep_certificate(certificate)
+
+    def _keep_certificate(self, certificate: Certificate) -> None:
+        """Make a notarization or nullification durable before anything that rests on it is sent."""
+        if certificate.kind is not Kind.FINALIZE:
+            key = integer_key(certificate.height, certificate.kind, certificate.view)
+            self._core.store_for_height(CERTIFICATE_TABLE, key, certificate.encoded)
+
+    def _keep_evidence(self, one: Statement, other: Statement) -> None:
+        """Keep the first contradiction of a signer at each height."""
+        key = integer_key(one.height) + one.signer.encode()
+        if key not in self.evidence:
+            self.evidence[key] = (one, other)
+            self._core.store(EVIDENCE_TABLE, key, encode_pair(one, other))
+            kinds = f"{one.kind.name} and {other.kind.name}"
+            where = {"height": one.height, "view": one.view}
+            self._core.note("error", "equivocation", signer=one.signer, kinds=kinds, **where)
+
+    def on_proposal(self, peer: str, proposal: Proposal, certificates: tuple[Certificate, ...]) -> None:
+        """Take a leader's proposal and the certificates that justify it."""
+        core, consensus, statement = self._core, self._core.consensus, proposal.statement
+        if abs(statement.view - consensus.view) > VIEW_WINDOW:
+            return
+        contradicted = consensus.book.contradiction(statement)
+        if contradicted is None and statement.view in consensus.proposals:
+            return
+        if reason := self._proposal_fault(proposal):
+            core.fault(peer, reason)
+            return
+        if contradicted is not None:
+            self._keep_evidence(contradicted, statement)
+            return
+        self.on_certificates(peer, certificates)
+        core.spread(ProposalMessage(proposal, certificates), statement.signer, peer, urgent=True)
+        consensus.on_proposal(proposal)
+        self._bodies.on_proposal(peer, proposal)
+
+    def _proposal_fault(self, proposal: Proposal) -> str | None:
+        if proposal.statement.signer != self._core.consensus.leader(proposal.statement.view):
+            return "a proposal that is not its leader's"
+        if not self._is_signed(proposal.statement):
+            return "a proposal with a wrong signature"
+        if transaction_root(proposal.bundle_digests) != proposal.header.transaction_root:
+            return "a proposal whose bundles are not its header's"
+        return None
+
+    def on_certificates(self, peer: str, certificates: tuple[Certificate, ...]) -> None:
+        """Take certificates of this height that are not held yet."""
+        core, consensus = self._core, self._core.consensus
+        for certificate in certificates:
+            known = consensus.is_certified(certificate.kind, certificate.view)
+            if certificate.height != consensus.height or known:
+                continue
+            if not certificate.is_valid(consensus.validators, core.genesis.digest, core.verifier):
+                core.fault(peer, "an invalid certificate")
+                return
+            consensus.on_certificate(certificate)
+            self._keep_certificate(certificate)
