@@ -1,12 +1,13 @@
 """A quantum link: Alice's transmitter, Bob's receiver, and the light between them.
 
 Decides how the pieces of this package act together; the protocol above sees `Choices` and `Detections`, never light.
-Only detections cost time: pulses that nobody detects are never drawn. Implements SPEC §3 and §4 (rows S0-E3 … E5, E8).
+Only detections cost time: pulses that nobody detects are never drawn. Implements SPEC §3 and §4 (rows S0-E3 … E5, E8,
+E10).
 """
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, fields
-from typing import Any, Final
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,110 +16,19 @@ from protocol.entropy import Entropy
 from protocol.kernels import emulation
 from protocol.kernels.emulation_twin import BASIS_UNKNOWN
 from protocol.parameters import ParameterError, require_range
-from protocol.quantum import _light, photons
+from protocol.quantum import _light
+from protocol.quantum._emission import make_emission
 from protocol.quantum._light import LightError
 from protocol.quantum._sampling import BATCH, merge, propose, random_words
-from protocol.quantum.channel import ChannelParameters, FibreParameters, Medium
-from protocol.quantum.detector import UNPOLARISED, DetectorParameters
 from protocol.quantum.eavesdropper import Eavesdropper
-from protocol.quantum.free_space import FreeSpaceParameters
-from protocol.quantum.noise import NoiseParameters
-from protocol.quantum.source import (
-    PULSES_MAX,
-    ChoiceGenerator,
-    Choices,
-    PositionFunction,
-    SourceParameters,
-    poisson,
-)
+from protocol.quantum.entanglement import ChainParameters, ChshEstimate, sample_chsh, sample_rounds
+from protocol.quantum.link_parameters import LinkParameters
+from protocol.quantum.source import PULSES_MAX, ChoiceGenerator, Choices, PositionFunction
 
 __all__ = ["Choices", "Detections", "LightError", "LinkParameters", "Receiver", "Transmitter"]
 
-# Frames of a long emission are cut so that each lets a receiver make about a million dark counts at most.
-FRAME_DARK_COUNTS: Final = 2**20
-
 # A frame whose gates promise more dark counts than this (384 MiB of them) is refused instead of exhausting memory.
 FRAME_DARK_COUNTS_MAX: Final = 2**24
-
-_MEDIA: Final[dict[str, type]] = {"fibre": FibreParameters, "free_space": FreeSpaceParameters}
-
-
-@dataclass(frozen=True, slots=True)
-class LinkParameters:
-    """Everything that both ends and the planner must know of a link."""
-
-    source: SourceParameters = field(default_factory=SourceParameters)
-    channel: ChannelParameters = field(default_factory=ChannelParameters)
-    detector: DetectorParameters = field(default_factory=DetectorParameters)
-
-    @classmethod
-    def from_mapping(cls, table: Mapping[str, object]) -> "LinkParameters":
-        """Return the parameters of the TOML tables [source], [channel] and [detector]; what is not given is default.
-
-        [channel] holds `kind` ("fibre" or "free_space"), that medium's keys and the noise keys. Raises ParameterError
-        that names the valid keys or the valid range.
-        """
-        _refuse_unknown("a link", table, ("source", "channel", "detector"))
-        tables = {name: _table(name, table.get(name, {})) for name in ("source", "channel", "detector")}
-        return cls(
-            source=_record(SourceParameters, "source", tables["source"]),
-            channel=_channel(tables["channel"]),
-            detector=_record(DetectorParameters, "detector", tables["detector"]),
-        )
-
-    @property
-    def proof_gaps(self) -> tuple[str, ...]:
-        """Return what of these parameters the security proofs do not cover (SPEC §7.4): such a link makes no key."""
-        detector, gaps = self.detector, []
-        if detector.efficiency_0 != detector.efficiency_1:
-            gaps.append("the detectors' efficiencies differ: a click's value is not independent of its being detected")
-        if detector.double_click != "random":
-            gaps.append("double clicks are discarded, not assigned at random")
-        if self.source.intensity_fluctuation > 0.0:
-            gaps.append("the intensities fluctuate, and the decoy bounds need them known")
-        return tuple(gaps)
-
-    @property
-    def background_per_gate(self) -> float:
-        """Return the channel's mean number of background photons at Bob's input in one gate."""
-        return self.channel.medium.background_rate_hz * self.detector.gate_width_ns * 1e-9
-
-
-def _table(name: str, value: object) -> Mapping[str, object]:
-    if not isinstance(value, Mapping):
-        raise ParameterError(f"[{name}] must be a table")
-    return value
-
-
-def _refuse_unknown(owner: str, table: Mapping[str, object], valid: tuple[str, ...]) -> None:
-    if unknown := sorted(set(table) - set(valid)):
-        raise ParameterError(f"{owner} has no key {', '.join(unknown)}; it has {', '.join(valid)}")
-
-
-def _names(record: type) -> tuple[str, ...]:
-    return tuple(f.name for f in fields(record))
-
-
-def _record(record: type, name: str, table: Mapping[str, object]) -> Any:
-    """Return `record` built from `table`, with unknown keys and wrong types refused."""
-    _refuse_unknown(f"[{name}]", table, _names(record))
-    defaults = {f.name: f.default for f in fields(record)}
-    for key, value in table.items():
-        textual = isinstance(defaults[key], str)
-        if isinstance(value, str) != textual or isinstance(value, bool) or not isinstance(value, str | int | float):
-            raise ParameterError(f"{key} in [{name}] must be {'a string' if textual else 'a number'}, not {value!r}")
-    return record(**table)
-
-
-def _channel(table: Mapping[str, object]) -> ChannelParameters:
-    kind = table.get("kind", "fibre")
-    if not isinstance(kind, str) or kind not in _MEDIA:
-        raise ParameterError(f"kind in [channel] is {kind!r}; it must be one of {', '.join(_MEDIA)}")
-    noise_names, medium_names = _names(NoiseParameters), _names(_MEDIA[kind])
-    _refuse_unknown(f"[channel] of kind {kind}", table, ("kind", *medium_names, *noise_names))
-    medium: Medium = _record(_MEDIA[kind], "channel", {k: v for k, v in table.items() if k in medium_names})
-    noise = _record(NoiseParameters, "channel", {k: v for k, v in table.items() if k in noise_names})
-    return ChannelParameters(medium, noise)
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -133,21 +43,6 @@ class Detections:
         return f"<Detections of {self.positions.size} pulses, redacted>"
 
 
-@dataclass(frozen=True, slots=True)
-class _Stretch:
-    """Pulses up to `end` over which every probability is constant."""
-
-    end: int
-    tails: NDArray[np.float64]
-    background_mean: float
-
-
-def _frame_pulses(dark_probability: float) -> int:
-    if dark_probability * _light.FRAME_PULSES_MAX <= FRAME_DARK_COUNTS:
-        return _light.FRAME_PULSES_MAX
-    return int(FRAME_DARK_COUNTS / dark_probability)
-
-
 class Transmitter:
     """Alice's device, with the channel and any eavesdropper on it: it emits the light that reaches Bob.
 
@@ -160,9 +55,7 @@ class Transmitter:
         self._parameters = parameters
         self._entropy = entropy
         self._physics = physics
-        self._thresholds = parameters.source.choice_thresholds()
-        self._photon_distribution = parameters.source.photon_distribution()
-        self._frame_pulses = _frame_pulses(parameters.detector.dark_probability)
+        self._emission = make_emission(parameters, physics)
         self._pulse_count = 0
         self._generator: ChoiceGenerator | None = None
         self.attack: Eavesdropper | None = None
@@ -207,72 +100,18 @@ class Transmitter:
     def _begin(self, pulse_count: int) -> Iterator[_light.Light]:
         self._generator = ChoiceGenerator(self._parameters.source, self._entropy.take(32))
         self._pulse_count = pulse_count
-        return self._light(self._generator.function, pulse_count, self.attack)
+        return self._emission.light(self._generator, pulse_count, self.attack)
 
-    def _light(self, function: PositionFunction, end: int, attack: Eavesdropper | None) -> Iterator[_light.Light]:
-        start = 0
-        blinding = attack is not None and attack.blinding
-        for stretch in self._stretches(end, attack):
-            while start < stretch.end:
-                limit = min(stretch.end, start + self._frame_pulses)
-                covered, positions, tags = self._signal(function, stretch.tails, start, limit)
-                if attack is not None:
-                    tags = attack.rewrite(tags)
-                if stretch.background_mean > 0.0:
-                    covered, positions, tags = self._add_background(
-                        stretch.background_mean, start, covered, positions, tags
-                    )
-                offsets = (positions - np.uint64(start)).astype(np.uint32)
-                yield _light.Light(start, covered - start, offsets, tags, blinding)
-                start = covered
+    def chsh(self, pair_count: int) -> ChshEstimate:
+        """Return the CHSH value of further pairs of a swapped chain, sacrificed for the check (E91); none of the key's.
 
-    def _stretches(self, end: int, attack: Eavesdropper | None) -> Iterator[_Stretch]:
-        """Split an emission where fading or an eavesdropper changes a probability."""
-        source, medium = self._parameters.source, self._parameters.channel.medium
-        coherence = medium.coherence_time_s
-        interval = PULSES_MAX if coherence is None else max(1, round(coherence * source.pulse_rate_hz))
-        forward = attack.forward(None) if attack is not None else None
-        start, fade_end, transmittance = 0, 0, 0.0
-        table: NDArray[np.float64] = np.zeros((len(source.intensities), 15))
-        while start < end:
-            if start >= fade_end:
-                transmittance, fade_end = float(medium.fading(self._physics, 1)[0]), start + interval
-                behind = attack.transmittance(transmittance) if attack is not None else transmittance
-                absorbed = photons.absorbed(
-                    self._photon_distribution, forward, behind * self._parameters.detector.efficiency_max
-                )
-                table = photons.tails(absorbed)
-            jamming_hz, change = attack.background(start, source.pulse_rate_hz) if attack is not None else (0.0, None)
-            stop = min(end, fade_end, end if change is None else max(change, start + 1))
-            gate_s = self._parameters.detector.gate_width_ns * 1e-9
-            background = self._parameters.background_per_gate + jamming_hz * gate_s
-            yield _Stretch(stop, table, background * self._parameters.detector.efficiency_max)
-            start = stop
-
-    def _signal(
-        self, function: PositionFunction, tails: NDArray[np.float64], start: int, end: int
-    ) -> tuple[int, NDArray[np.uint64], NDArray[np.uint8]]:
-        """Return (end of the pulses covered, positions, tags): proposals at the largest rate, accepted exactly."""
-        ceiling = float(tails[:, 0].max())
-        covered, blocks = propose(self._physics, ceiling, start, end)
-        positions, tags = np.empty(len(blocks), dtype=np.uint64), np.empty(len(blocks), dtype=np.uint8)
-        uniforms = random_words(self._physics, len(blocks))
-        count = emulation.emit(
-            blocks, function.words(blocks), uniforms, self._thresholds, tails, ceiling, positions, tags
-        )
-        return covered, positions[:count], tags[:count]
-
-    def _add_background(
-        self, mean: float, start: int, end: int, positions: NDArray[np.uint64], tags: NDArray[np.uint8]
-    ) -> tuple[int, NDArray[np.uint64], NDArray[np.uint8]]:
-        """Merge unpolarised background light (Poisson, `mean` absorbed photons per gate) into the arrivals."""
-        table = photons.tails(poisson(mean)[None, :])
-        ceiling = float(table[0, 0])
-        covered, blocks = propose(self._physics, ceiling, start, end)
-        number = (self._physics.random(len(blocks))[:, None] * ceiling < table[0]).sum(axis=1)
-        stray = (np.maximum(number, 1) << 4 | UNPOLARISED).astype(np.uint8)
-        kept = int(np.searchsorted(positions, np.uint64(covered)))
-        return covered, *merge(positions[:kept], tags[:kept], blocks[:, 0], stray)
+        Raises ParameterError on a link without entanglement, and below 8 pairs.
+        """
+        chain = self._parameters.channel.medium
+        if not isinstance(chain, ChainParameters):
+            raise ParameterError("only pairs over a swapped chain have a CHSH value")
+        require_range("pairs", pair_count, 8, 1e8)
+        return sample_chsh(sample_rounds(chain, pair_count, self._physics).werner, self._physics)
 
 
 class Receiver:

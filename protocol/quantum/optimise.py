@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from protocol.distill.key_length import SecurityParameters
 from protocol.parameters import ParameterError, require, require_range
-from protocol.quantum.link import LinkParameters
+from protocol.quantum.link_parameters import LinkParameters
 from protocol.quantum.plan import LinkPlan, plan_link
 from protocol.quantum.source import WEAK_COHERENT
 

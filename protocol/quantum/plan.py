@@ -18,8 +18,9 @@ from protocol.parameters import ParameterError, require_range
 from protocol.quantum import photons
 from protocol.quantum.channel import ChannelParameters, FibreParameters
 from protocol.quantum.detector import PHOTONS_TAG_MAX, UNPOLARISED, DetectorParameters
-from protocol.quantum.eavesdropper import KINDS, Eavesdropper, PhotonNumberSplitting
-from protocol.quantum.link import LinkParameters
+from protocol.quantum.eavesdropper import KINDS, Eavesdropper, PhotonNumberSplitting, Transition
+from protocol.quantum.entanglement import ChainParameters, expected_pairs
+from protocol.quantum.link_parameters import LinkParameters
 from protocol.quantum.source import SINGLE_PHOTON, poisson
 
 Floats = NDArray[np.float64]
@@ -105,9 +106,15 @@ def _live_bits(parameters: LinkParameters, attack: Eavesdropper | None, transmit
     blinded = attack is not None and attack.blinding
     behind, forward, transition, jamming_hz = transmittance, None, None, 0.0
     if attack is not None:
-        behind, forward, transition = attack.transmittance(behind), attack.forward(None), attack.transition()
-        jamming_hz = attack.background_peak_hz
-    absorbed = photons.absorbed(parameters.source.photon_distribution(), forward, behind * detector.efficiency_max)
+        transition = attack.transition()
+        if not isinstance(channel.medium, ChainParameters):
+            behind, forward = attack.transmittance(behind), attack.forward(None)
+            jamming_hz = attack.background_peak_hz
+    emitted = parameters.source.photon_distribution()
+    if isinstance(channel.medium, ChainParameters):
+        emitted = np.eye(1, emitted.shape[1], 1)
+        transition = _after_werner(expected_pairs(channel.medium)[1], transition)
+    absorbed = photons.absorbed(emitted, forward, behind * detector.efficiency_max)
     table = detector.outcome_table(channel.noise.one_probability(), blinded)
     kinds = _contained(_masks(absorbed, table))  # [intensity, kind, Bob's basis, subset]
     if transition is not None:
@@ -119,6 +126,13 @@ def _live_bits(parameters: LinkParameters, attack: Eavesdropper | None, transmit
     both = 1.0 - contained[..., 1] - contained[..., 2] + contained[..., 0]
     shape = (len(absorbed), 2, 2, 2)
     return _bits(contained, both, detector).reshape(*shape, 2), both.reshape(shape)
+
+
+def _after_werner(werner: float, transition: Transition | None) -> Transition:
+    """Return the transition of a Werner pair's half, followed by that of an attack."""
+    mixed = werner * np.eye(KINDS)
+    mixed[:, UNPOLARISED] += 1.0 - werner
+    return mixed if transition is None else np.asarray(mixed @ transition)
 
 
 def _masks(absorbed: Floats, table: Floats) -> Floats:

@@ -13,7 +13,8 @@ from protocol.parameters import ParameterError
 from protocol.quantum import entanglement as ent
 from protocol.quantum import states
 from protocol.quantum.eavesdropper import make_eavesdropper
-from protocol.quantum.link import Detections, LinkParameters, Receiver
+from protocol.quantum.link import Detections, LinkParameters, Receiver, Transmitter
+from protocol.quantum.plan import expected_signature, plan_link
 
 FIDELITY = st.floats(0.25, 1.0)
 QUIET = {"misalignment": 0.0, "dark_count_probability": 0.0, "after_pulse_probability": 0.0, "dead_time_ns": 0.0}
@@ -104,10 +105,19 @@ def test_purification_costs_attempts_and_gives_fidelity():
     assert attempts.mean() == pytest.approx(expected, abs=5 * attempts.std() / math.sqrt(1e5))
 
 
-def bbm92(chain, slots, attack=None, detector=None):
-    table = {"source": {"model": "single_photon", "pulse_rate_hz": 1e6}, "detector": {**QUIET, **(detector or {})}}
-    link = LinkParameters.from_mapping(table)
-    alice = ent.EntangledTransmitter(link, chain, SeededEntropy(b"a"), np.random.default_rng(1))
+def chain_link(chain, detector=None):
+    """The link of a chain, from the table that an operator would write."""
+    attempts_hz = 1.0 / ent.ChainParameters(**chain).attempt_period_s
+    table = {
+        "source": {"model": "single_photon", "pulse_rate_hz": attempts_hz},
+        "channel": {"kind": "swapped_chain", **chain},
+        "detector": {**QUIET, **(detector or {})},
+    }
+    return LinkParameters.from_mapping(table)
+
+
+def bbm92(link, slots, attack=None):
+    alice = Transmitter(link, SeededEntropy(b"a"), np.random.default_rng(1))
     alice.attack = attack
     bob = Receiver(link, SeededEntropy(b"b"), np.random.default_rng(2))
     parts = [bob.measure(light) for light in alice.emit_chunks(slots)]
@@ -116,9 +126,10 @@ def bbm92(chain, slots, attack=None, detector=None):
 
 
 def test_bbm92_over_a_swapped_chain_makes_key():
-    chain = ent.ChainParameters(segments=2, length_km=40, pair_fidelity=0.99, memory_time_s=1.0)
+    table = {"segments": 2, "length_km": 40, "pair_fidelity": 0.99, "memory_time_s": 1.0}
+    chain, link = ent.ChainParameters(**table), chain_link(table, {"efficiency_0": 0.9, "efficiency_1": 0.9})
     slots = 20_000_000
-    alice, choices, found = bbm92(chain, slots, detector={"efficiency_0": 0.9, "efficiency_1": 0.9})
+    alice, choices, found = bbm92(link, slots)
     expected = slots * chain.expected_pairs_per_attempt() * 0.9 * 0.9
     assert abs(len(found.positions) - expected) < 6 * math.sqrt(expected)
     sifted = choices.basis == found.basis
@@ -134,10 +145,40 @@ def test_bbm92_over_a_swapped_chain_makes_key():
     assert alice.chsh(40_000).violates()
 
 
+@pytest.mark.parametrize(
+    ("table", "attack"),
+    [
+        ({"segments": 3, "length_km": 60, "memory_time_s": 0.01}, None),
+        ({"segments": 2, "length_km": 30, "pair_fidelity": 0.9, "purification_rounds": 1}, None),
+        ({"segments": 2, "length_km": 20}, "intercept_resend"),
+    ],
+)
+def test_chains_agree_with_the_plan(table, attack):
+    link = chain_link(table, {"misalignment": 0.01, "dark_count_probability": 1e-5})
+    eve = make_eavesdropper(attack, {"fraction": 0.5}, np.random.default_rng(1)) if attack else None
+    expected = expected_signature(link, eve)
+    slots = 10_000_000
+    _, choices, found = bbm92(link, slots, eve)
+    mean = slots * expected.click_rate
+    assert abs(len(found.positions) - mean) < 5 * math.sqrt(mean) + 0.01 * mean
+    sifted = choices.basis == found.basis
+    wrong = ((choices.bit != found.bit) & sifted).sum()
+    mean = sifted.sum() * expected.qber[0]
+    assert abs(wrong - mean) < 5 * math.sqrt(mean) + 0.02 * mean
+
+
+def test_planned_chains_give_key_by_the_proof_of_single_photons():
+    link = chain_link(
+        {"segments": 2, "length_km": 40, "pair_fidelity": 0.99}, {"efficiency_0": 0.9, "efficiency_1": 0.9}
+    )
+    planned = plan_link(link, 20_000_000)
+    assert planned.key_length.bits > 0 and "single" in planned.key_length.proof
+
+
 def test_interception_breaks_bbm92():
-    chain = ent.ChainParameters(segments=1, length_km=10, pair_fidelity=1.0)
+    link = chain_link({"segments": 1, "length_km": 10, "pair_fidelity": 1.0})
     eve = make_eavesdropper("intercept_resend", {}, np.random.default_rng(1))
-    _, choices, found = bbm92(chain, 300_000, eve)
+    _, choices, found = bbm92(link, 300_000, eve)
     sifted = choices.basis == found.basis
     assert (choices.bit != found.bit)[sifted].mean() == pytest.approx(0.25, abs=0.02)
 
@@ -160,4 +201,8 @@ def test_bad_chains_are_refused():
         with pytest.raises(ParameterError):
             ent.ChainParameters(**bad)
     with pytest.raises(ParameterError, match="single_photon"):
-        ent.EntangledTransmitter(LinkParameters(), ent.ChainParameters(), SeededEntropy(b""), np.random.default_rng(1))
+        LinkParameters.from_mapping({"channel": {"kind": "swapped_chain"}})
+    with pytest.raises(ParameterError, match="count attempts"):
+        LinkParameters.from_mapping({"source": {"model": "single_photon"}, "channel": {"kind": "swapped_chain"}})
+    with pytest.raises(ParameterError, match="CHSH"):
+        Transmitter(LinkParameters(), SeededEntropy(b""), np.random.default_rng(1)).chsh(100)

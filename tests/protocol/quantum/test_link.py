@@ -226,7 +226,9 @@ def test_light_is_parsed_in_one_private_place():
         for path in (root / package).rglob("*.py")
         if re.search(r"import _light\b|quantum\._light", path.read_text(encoding="utf-8"))
     }
-    assert users == {"protocol/quantum/link.py", "protocol/quantum/entanglement.py"}
+    assert users == {"protocol/quantum/link.py", "protocol/quantum/_emission.py"}
+    sampler = (root / "protocol/quantum/_emission.py").read_text(encoding="utf-8")
+    assert not re.search(r"\b(encode|decode)\b", sampler)  # it makes light, and leaves frames to the devices
 
 
 def test_ideal_single_photons():
