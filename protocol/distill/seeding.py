@@ -45,6 +45,16 @@ def permutation(size: int, key: int) -> NDArray[np.uint32]:
     return np.array(order, dtype=np.uint32)
 
 
+def division(size: int, key: int) -> NDArray[np.uint32]:
+    """Return 0 … size - 1 with those whose bit of the stream is 0 first, each part in order.
+
+    A random split at a tenth of a permutation's cost. Bit i is bit i mod 64 of word ⌊i / 64⌋.
+    """
+    words = mix64(key, 0, (size + 63) // 64).astype("<u8")
+    bits = np.unpackbits(words.view(np.uint8), count=size, bitorder="little")
+    return np.argsort(bits, kind="stable").astype(np.uint32)
+
+
 def sample_mask(size: int, count: int, key: int) -> NDArray[np.bool_]:
     """Return a mask with exactly `count` of `size` positions, uniform among all such sets.
 

@@ -122,11 +122,7 @@ class CascadeKernel:
         self._side = ffi.gc(side, library.qd_cascade_free)
         self._size_bits = bits.size
         self._padded_size_bytes = padded.size
-
-    @property
-    def active(self) -> int:
-        """Running searches."""
-        return int(library.qd_cascade_active(self._side))
+        self.active = 0  # running searches
 
     @property
     def corrected(self) -> int:
@@ -143,6 +139,7 @@ class CascadeKernel:
     def follow(self, directions: bytes, records: bytes) -> None:
         """Alice: narrow the running searches and take up new ones."""
         _check(library.qd_cascade_follow(self._side, directions, records, len(records) // 8))
+        self.active = library.qd_cascade_active(self._side)
 
     def answer(self) -> bytes:
         """Alice: one parity per running search."""
@@ -161,6 +158,7 @@ class CascadeKernel:
         return bytes(directions), self._records(added)
 
     def _records(self, count: int) -> bytes:
+        self.active = library.qd_cascade_active(self._side)
         out = bytearray(8 * count)
         library.qd_cascade_records(self._side, ffi.from_buffer("uint8_t[]", out))
         return bytes(out)

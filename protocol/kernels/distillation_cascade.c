@@ -105,16 +105,20 @@ static uint64_t mix64(uint64_t key, uint64_t index)
     return z ^ (z >> 31);
 }
 
-/* Fisher-Yates, as in protocol/distill/seeding.py. */
+/* Fisher-Yates, as in protocol/distill/seeding.py. The draws are made in runs, apart from the swaps that use them. */
 static void permute(uint32_t *order, uint32_t rows, uint64_t key)
 {
+    uint32_t drawn[256];
     for (uint32_t i = 0; i < rows; i++) order[i] = i;
-    for (uint32_t left = rows; left > 1; left--) {
-        uint32_t i = left - 1;
-        uint32_t j = (uint32_t)(((mix64(key, rows - left) >> 32) * left) >> 32);
-        uint32_t kept = order[i];
-        order[i] = order[j];
-        order[j] = kept;
+    for (uint32_t left = rows; left > 1;) {
+        uint32_t run = left - 1 < 256 ? left - 1 : 256;
+        for (uint32_t i = 0; i < run; i++)
+            drawn[i] = (uint32_t)(((mix64(key, rows - left + i) >> 32) * (left - i)) >> 32);
+        for (uint32_t i = 0; i < run; i++, left--) {
+            uint32_t kept = order[left - 1];
+            order[left - 1] = order[drawn[i]];
+            order[drawn[i]] = kept;
+        }
     }
 }
 
@@ -128,6 +132,36 @@ static void transpose64(uint64_t block[64])
                 block[i] ^= swap << width;
                 block[i + width] ^= swap;
             }
+}
+
+/* A random split: the rows whose bit of the stream is 0, then the others, as in protocol/distill/seeding.py. */
+static void divide(uint32_t *order, uint32_t rows, uint64_t key)
+{
+    uint32_t second = 0; /* how many have a 1 */
+    for (uint32_t row = 0; row < rows; row += 64) {
+        uint64_t word = mix64(key, row / 64);
+        if (rows - row < 64) word &= (UINT64_C(1) << (rows - row)) - 1;
+        for (; word; word &= word - 1) second++;
+    }
+    uint32_t next[2] = {0, rows - second};
+    uint64_t word = 0;
+    for (uint32_t row = 0; row < rows; row++, word >>= 1) {
+        if (row % 64 == 0) word = mix64(key, row / 64);
+        order[next[word & 1]++] = row;
+    }
+}
+
+/* Turn 64 rows of `lanes` bits into `lanes` words of 64 bits; a few lanes are faster one by one. */
+static void to_lanes(uint64_t group[64], uint32_t lanes)
+{
+    uint64_t words[8] = {0};
+    if (lanes > 8) {
+        transpose64(group);
+        return;
+    }
+    for (uint32_t lane = 0; lane < lanes; lane++)
+        for (uint32_t i = 0; i < 64; i++) words[lane] |= (group[i] >> lane & 1) << i;
+    memcpy(group, words, lanes * sizeof *words);
 }
 
 static uint32_t block_count(const qd_cascade *side, uint32_t pass)
@@ -166,7 +200,7 @@ static void arrange(qd_cascade *bob, uint32_t pass, const uint64_t *rows)
                 left = size;
             }
         }
-        transpose64(group);
+        to_lanes(group, bob->lanes);
         for (uint32_t lane = 0; lane < bob->lanes; lane++) {
             bob->bits[frame_at(bob, lane, pass) + word] = group[lane];
             bob->cuts[frame_at(bob, lane, pass) + word] = starts;
@@ -235,6 +269,8 @@ qd_cascade *qd_cascade_new(int is_bob, uint64_t size_bits, uint32_t rows, uint32
         uint32_t *order = side->order + (size_t)pass * rows;
         if (pass == 0)
             for (uint32_t i = 0; i < rows; i++) order[i] = i;
+        else if (infer_last && 2 * (uint64_t)block_rows[pass] >= rows)
+            divide(order, rows, keys[pass]);
         else
             permute(order, rows, keys[pass]);
         if (is_bob) {

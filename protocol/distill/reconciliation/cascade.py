@@ -74,6 +74,10 @@ class CascadePlan:
         blocks = -(-self.rows // self.block_rows[index])
         return blocks - 1 if index and self.infer_last else blocks
 
+    def halves(self, index: int) -> bool:
+        """Whether pass `index` > 0 has two blocks: then a random split orders it, where the last block is inferred."""
+        return self.infer_last and 2 * self.block_rows[index] >= self.rows
+
     @property
     def opening_bits(self) -> int:
         """Bits announced at the start: the parities of all passes and frames, and the check."""

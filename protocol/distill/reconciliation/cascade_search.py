@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from protocol.distill.reconciliation.party import ReconciliationError
-from protocol.distill.seeding import permutation
+from protocol.distill.seeding import division, permutation
 from protocol.kernels import distillation as kernels
 from protocol.parameters import require
 
@@ -184,8 +184,10 @@ class BobKernel:
 
 def _permutations(plan: "CascadePlan") -> list[NDArray[np.uint32]]:
     """One order per pass; the first is the identity. All frames share them: their errors are independent anyway."""
-    shuffled = [permutation(plan.rows, key) for key in plan.keys[1:]]
-    return [np.arange(plan.rows, dtype=np.uint32), *shuffled]
+    orders = [np.arange(plan.rows, dtype=np.uint32)]
+    for index, key in enumerate(plan.keys[1:], start=1):
+        orders.append(division(plan.rows, key) if plan.halves(index) else permutation(plan.rows, key))
+    return orders
 
 
 def _frames(plan: "CascadePlan", bits: Bits) -> Bits:
