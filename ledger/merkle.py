@@ -9,7 +9,6 @@ which gives proofs against the state of an earlier height for free (SPEC 2.1 to 
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
 
 from ledger.encoding import DIGEST_SIZE_BYTES
 
@@ -74,25 +73,14 @@ _ABSENT = b"\x00"
 """The cell of a missing child; a present child's cell is 0x01 and its digest: together prefix-free."""
 
 
-class Leaf(NamedTuple):
-    """One entry: its cell, the 32-byte path of its key, and its value. A tuple, since there are very many."""
-
-    cell: bytes
-    path: bytes
-    value: bytes
-
-
-class Branch(NamedTuple):
-    """Sixteen children, at least two entries below; `cells` are the children's cells, in order."""
-
-    cell: bytes
-    children: list["Leaf | Branch | None"]
-    cells: list[bytes]
-
-
+Leaf = tuple[bytes, bytes]
+"""One entry: its cell, and the 32-byte path of its key followed by its value."""
+Branch = tuple[bytes, list["Leaf | Branch | None"], list[bytes]]
+"""At least two entries: the cell, sixteen children, and their cells."""
 Node = Leaf | Branch
+"""Plain tuples on purpose: there are very many, and the garbage collector need not look at those that hold bytes."""
 _Item = tuple[bytes, Leaf | None]
-_new_node = tuple.__new__  # the constructor of a named tuple, without its argument handling
+PATH_SIZE_BYTES = 32
 
 
 def trie_path(key: bytes) -> bytes:
@@ -113,7 +101,7 @@ def branch_digest(children: Sequence[bytes | None]) -> bytes:
 
 def trie_root(node: Node | None) -> bytes:
     """Return the digest of a trie."""
-    return EMPTY_TRIE_ROOT if node is None else node.cell[1:]
+    return EMPTY_TRIE_ROOT if node is None else node[0][1:]
 
 
 def trie_update(node: Node | None, changes: Mapping[bytes, bytes | None]) -> Node | None:
@@ -127,8 +115,8 @@ def trie_update(node: Node | None, changes: Mapping[bytes, bytes | None]) -> Nod
         if value is None:
             items.append((path, None))
         else:
-            cell = b"\x01" + _sha256(b"\x02" + path + value).digest()
-            items.append((path, _new_node(Leaf, (cell, path, value))))
+            entry = path + value
+            items.append((path, (b"\x01" + _sha256(b"\x02" + entry).digest(), entry)))
     return _update(node, items, 0) if items else node
 
 
@@ -137,8 +125,8 @@ def _nibble(path: bytes, depth: int) -> int:
 
 
 def _update(node: Node | None, items: list[_Item], depth: int) -> Node | None:
-    if isinstance(node, Leaf):
-        old_path = node.path
+    if node is not None and len(node) == 2:
+        old_path = node[1][:PATH_SIZE_BYTES]
         if all(path != old_path for path, _ in items):
             items = [*items, (old_path, node)]
         node = None
@@ -148,7 +136,7 @@ def _update(node: Node | None, items: list[_Item], depth: int) -> Node | None:
         children: list[Node | None] = [None] * 16
         cells = [_ABSENT] * 16
     else:
-        children, cells = node.children.copy(), node.cells.copy()
+        children, cells = node[1].copy(), node[2].copy()
     half, shift = depth >> 1, 0 if depth & 1 else 4
     if len(items) == 1:
         groups = {items[0][0][half] >> shift & 15: items}
@@ -160,17 +148,17 @@ def _update(node: Node | None, items: list[_Item], depth: int) -> Node | None:
         old = children[nibble]
         child = group[0][1] if old is None and len(group) == 1 else _update(old, group, depth + 1)
         children[nibble] = child
-        cells[nibble] = _ABSENT if child is None else child.cell
+        cells[nibble] = _ABSENT if child is None else child[0]
     if cells.count(_ABSENT) >= 15:
         return _collapse(children, cells)
-    return _new_node(Branch, (b"\x01" + _sha256(b"\x03" + b"".join(cells)).digest(), children, cells))
+    return b"\x01" + _sha256(b"\x03" + b"".join(cells)).digest(), children, cells
 
 
 def _collapse(children: list[Node | None], cells: list[bytes]) -> Node | None:
     """Return what is left of a branch with at most one child: nothing, a lone leaf, or the branch itself."""
     only = next((child for child in children if child is not None), None)
-    if isinstance(only, Branch):
-        return _new_node(Branch, (b"\x01" + _sha256(b"\x03" + b"".join(cells)).digest(), children, cells))
+    if only is not None and len(only) == 3:
+        return b"\x01" + _sha256(b"\x03" + b"".join(cells)).digest(), children, cells
     return only
 
 
@@ -178,10 +166,12 @@ def trie_get(node: Node | None, key: bytes) -> bytes | None:
     """Return the value of `key`, or None."""
     path = trie_path(key)
     depth = 0
-    while isinstance(node, Branch):
-        node = node.children[_nibble(path, depth)]
+    while node is not None and len(node) == 3:
+        node = node[1][_nibble(path, depth)]
         depth += 1
-    return node.value if node is not None and node.path == path else None
+    if node is None or not node[1].startswith(path):
+        return None
+    return node[1][PATH_SIZE_BYTES:]
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,10 +190,11 @@ def trie_prove(node: Node | None, key: bytes) -> TrieProof:
     """Return the proof for `key`, present or absent."""
     path = trie_path(key)
     branches = []
-    while isinstance(node, Branch):
-        branches.append(tuple(b"" if child is None else child.cell[1:] for child in node.children))
-        node = node.children[_nibble(path, len(branches) - 1)]
-    return TrieProof(tuple(branches), None if node is None else (node.path, node.value))
+    while node is not None and len(node) == 3:
+        branches.append(tuple(b"" if child is None else child[0][1:] for child in node[1]))
+        node = node[1][_nibble(path, len(branches) - 1)]
+    leaf = None if node is None else (node[1][:PATH_SIZE_BYTES], node[1][PATH_SIZE_BYTES:])
+    return TrieProof(tuple(branches), leaf)
 
 
 def trie_check(root: bytes, key: bytes, proof: TrieProof) -> tuple[bool, bytes | None]:

@@ -40,7 +40,9 @@ class LinkState:
 
     def joins(self, one: str, other: str) -> bool:
         """Say whether the two nodes are the ends of this link."""
-        return {one, other} == {self.transmitter, self.receiver}
+        if one == self.transmitter:
+            return other == self.receiver
+        return one == self.receiver and other == self.transmitter
 
 
 @dataclass(frozen=True, slots=True)
