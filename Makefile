@@ -33,15 +33,17 @@ demo: $(VENV)/.runtime
 
 setup: $(VENV)/.dev
 
+# Pure tests share the cores; those that start daemons have the machine for themselves.
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -q -n auto --dist loadfile -m "not integration"
+	$(BIN)/python -m pytest -q -m integration
 
 check: $(VENV)/.dev
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/python -m pytest -q -m "not slow and not integration"
+	$(BIN)/python -m pytest -q -n auto --dist loadfile -m "not slow and not integration"
 
 format: $(VENV)/.dev
 	$(BIN)/ruff format .
