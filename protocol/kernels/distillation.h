@@ -29,6 +29,10 @@ static inline void qd_wipe(uint64_t *words, size_t count)
     for (size_t i = 0; i < count; i++) at[i] = 0;
 }
 
+/* What the processor has, and may be used: 0 nothing beyond the compiler's default, 1 AVX2 and PCLMUL, 2 AVX-512 and
+ * VPCLMUL. qd_limit_level lowers it, so that tests reach every path; it is not for concurrent use. */
+int qd_level(void);
+void qd_limit_level(int level);
 const char *qd_features(void);
 
 /* distillation_cascade.c */

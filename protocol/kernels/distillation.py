@@ -5,6 +5,8 @@ which serve. Kernels release the interpreter's lock, so the daemon runs them as 
 """
 
 import importlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, Protocol
 
 import numpy as np
@@ -31,6 +33,19 @@ def implementation() -> str:
         return "numpy"
     features: bytes = ffi.string(library.qd_features())
     return f"C ({features.decode()})"
+
+
+LEVELS = ("portable", "avx2", "avx512")
+
+
+@contextmanager
+def limited_to(level: str) -> Iterator[None]:
+    """Use no processor feature beyond `level` of `LEVELS` inside the block: for tests, which must reach every path."""
+    library.qd_limit_level(LEVELS.index(level))
+    try:
+        yield
+    finally:
+        library.qd_limit_level(len(LEVELS) - 1)
 
 
 def polynomial_hash(data: bytes, point: int) -> int:

@@ -198,7 +198,7 @@ DEFINE_RECURSION(toeplitz_portable, ANY_TARGET, base_portable)
 QD_TARGET("pclmul,avx2")
 static void base_pclmul(size_t size, const uint64_t *band, const uint64_t *x, uint64_t *y)
 {
-    uint64_t products[2 * (BASE_WORDS_MAX + 2)]; /* entry d: the sum over j of band[size - 2 + d - j] x[j] */
+    uint64_t products[2 * (BASE_WORDS_MAX + 2)] = {0}; /* entry d: the sum over j of band[size - 2 + d - j] x[j] */
     for (size_t d = 0; d < size + 2; d += 2) {
         __m128i even = _mm_setzero_si128(), odd = even;
         const uint64_t *at = band + size - 2 + d;
@@ -270,25 +270,40 @@ static void base_vector(size_t size, const uint64_t *band, const uint64_t *x, ui
 DEFINE_RECURSION(toeplitz_vector, QD_TARGET("avx512f,avx512dq,vpclmulqdq,pclmul"), base_vector)
 #endif
 
-static toeplitz_words choose(void)
+static int level_limit = 2;
+
+void qd_limit_level(int level) { level_limit = level; }
+
+int qd_level(void)
 {
+    int level = 0;
 #if QD_X86
     __builtin_cpu_init();
-    if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("vpclmulqdq"))
-        return toeplitz_vector;
-    if (__builtin_cpu_supports("pclmul") && __builtin_cpu_supports("avx2")) return toeplitz_pclmul;
+    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("pclmul")) {
+        level = 1;
+        if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
+            __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
+            __builtin_cpu_supports("vpclmulqdq"))
+            level = 2;
+    }
 #endif
-    return toeplitz_portable;
+    return level < level_limit ? level : level_limit;
 }
 
 const char *qd_features(void)
 {
+    static const char *const names[] = {"portable", "avx2, pclmul", "avx512, vpclmulqdq"};
+    return names[qd_level()];
+}
+
+static toeplitz_words choose(void)
+{
 #if QD_X86
-    toeplitz_words chosen = choose();
-    if (chosen == toeplitz_vector) return "avx512, vpclmulqdq";
-    if (chosen == toeplitz_pclmul) return "avx2, pclmul";
+    int level = qd_level();
+    if (level == 2) return toeplitz_vector;
+    if (level == 1) return toeplitz_pclmul;
 #endif
-    return "portable";
+    return toeplitz_portable;
 }
 
 /* The cheapest square tile for rows x columns words: base·2^k, by its count of word products. */

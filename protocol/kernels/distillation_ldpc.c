@@ -138,9 +138,7 @@ typedef struct {
 static loops choose_loops(void)
 {
 #if QD_X86
-    __builtin_cpu_init();
-    if (__builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq"))
-        return (loops){hear_wide, say_wide};
+    if (qd_level() == 2) return (loops){hear_wide, say_wide};
 #endif
     return (loops){hear_portable, say_portable};
 }

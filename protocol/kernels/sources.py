@@ -35,6 +35,8 @@ DISTILLATION = Kernel(
     header="distillation.h",
     c_files=("distillation_cascade.c", "distillation_hash.c", "distillation_ldpc.c"),
     declarations="""
+        int qd_level(void);
+        void qd_limit_level(int);
         const char *qd_features(void);
         typedef struct qd_cascade qd_cascade;
         qd_cascade *qd_cascade_new(int, uint64_t, uint32_t, uint32_t, uint32_t, const uint32_t *, const uint64_t *,

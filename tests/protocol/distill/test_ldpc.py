@@ -52,7 +52,7 @@ def test_long_frames_reach_their_efficiency(qber: float) -> None:
     assert np.mean(leaks) <= 1.22
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=25)
 @given(st.integers(0, 5000), st.sampled_from([0.0, 0.01, 0.11, 0.25, 0.5]), st.sampled_from([0.0, 0.02, 0.1, 0.5]))
 def test_any_block_ends_equal_converged_or_failed(size: int, qber: float, believed: float) -> None:
     alice, bob = noisy_pair(size, qber, size)

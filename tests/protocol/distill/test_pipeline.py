@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 
 from protocol.distill.key_length import SecurityParameters
-from protocol.distill.pipeline import distill_block, distill_two_bases
+from protocol.distill.pipeline import DistilledBlock, distill_block, distill_two_bases
 from protocol.entropy import SeededEntropy
+from protocol.kernels import distillation as kernels
 
 
 @pytest.mark.parametrize("method", ["cascade", "cascade-original"])
@@ -75,3 +76,25 @@ def test_a_failed_basis_leaves_the_other_without_a_sample() -> None:
     assert first.alice_key is None
     assert second.alice_key is None
     assert "other basis" in (first.reason or "")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["cascade-fast", "ldpc"])
+def test_the_twins_serve_where_nothing_was_compiled(method: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    generator = np.random.default_rng(9)
+    alice = generator.integers(0, 2, 40_000, dtype=np.uint8)
+    bob = alice ^ (generator.random(40_000) < 0.02).astype(np.uint8)
+
+    def distil() -> DistilledBlock:
+        return distill_block(alice, bob, SecurityParameters(), SeededEntropy(b"t"), method=method)
+
+    usual = distil()
+    monkeypatch.setattr(kernels, "library", None)
+    assert kernels.implementation() == "numpy"
+    with_twins = distil()
+    assert usual.alice_key is not None
+    assert with_twins.alice_key is not None
+    assert np.array_equal(usual.alice_key, with_twins.alice_key)
+    assert with_twins.reconciliation is not None
+    assert usual.reconciliation is not None
+    assert with_twins.reconciliation.leaked_bits == usual.reconciliation.leaked_bits

@@ -33,7 +33,7 @@ def transcript(method: str, size: int, qber: float, believed: float, seed: int, 
     return [*messages, b"" if bob.outcome.bits is None else bob.outcome.bits.tobytes()]
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=30)
 @given(
     st.sampled_from(CASCADES),
     st.integers(0, 900) | st.sampled_from([20_000, 33_000, 70_001]),
@@ -63,24 +63,28 @@ def test_the_polynomial_hash_at_its_edges(data: bytes, point: int) -> None:
     assert kernels.polynomial_hash(data, point) == kernels.polynomial_hash_twin(data, point)
 
 
-@settings(deadline=None, max_examples=150)
-@given(st.integers(2, 9000), st.floats(0.0001, 0.9999), st.integers(0, 2**32 - 1))
-def test_the_toeplitz_hash(size: int, ratio: float, seed: int) -> None:
+@pytest.mark.parametrize("level", kernels.LEVELS)
+@settings(deadline=None, max_examples=80)
+@given(size=st.integers(2, 9000), ratio=st.floats(0.0001, 0.9999), seed=st.integers(0, 2**32 - 1))
+def test_the_toeplitz_hash(level: str, size: int, ratio: float, seed: int) -> None:
     output_bits = min(size - 1, max(1, int(size * ratio)))
     generator = np.random.default_rng(seed)
     bits = generator.integers(0, 2, size, dtype=np.uint8)
     hash_seed = generator.bytes((size + 6) // 8 + seed % 3)
     expected = kernels.toeplitz_twin(bits, hash_seed, output_bits)
-    assert np.array_equal(kernels.toeplitz(bits, hash_seed, output_bits), expected)
+    with kernels.limited_to(level):
+        assert np.array_equal(kernels.toeplitz(bits, hash_seed, output_bits), expected)
 
 
+@pytest.mark.parametrize("level", kernels.LEVELS)
 @pytest.mark.parametrize(("size", "output_bits"), [(300_001, 150_000), (100_000, 1_000), (100_000, 99_000)])
-def test_the_toeplitz_hash_of_long_blocks(size: int, output_bits: int) -> None:
+def test_the_toeplitz_hash_of_long_blocks(level: str, size: int, output_bits: int) -> None:
     generator = np.random.default_rng(size)
     bits = generator.integers(0, 2, size, dtype=np.uint8)
     hash_seed = generator.bytes(size // 8 + 1)
     expected = kernels.toeplitz_twin(bits, hash_seed, output_bits)
-    assert np.array_equal(kernels.toeplitz(bits, hash_seed, output_bits), expected)
+    with kernels.limited_to(level):
+        assert np.array_equal(kernels.toeplitz(bits, hash_seed, output_bits), expected)
 
 
 @given(st.lists(st.tuples(st.integers(0, 1), st.booleans()), max_size=300))
@@ -91,16 +95,23 @@ def test_the_split(pairs: list[tuple[int, bool]]) -> None:
         assert np.array_equal(ours, theirs)
 
 
-@settings(deadline=None, max_examples=40)
-@given(st.integers(1, 3000), st.floats(0.1, 0.9), st.sampled_from([0.01, 0.05, 0.2]), st.integers(0, 2**32 - 1))
-def test_ldpc_syndromes_and_decoding(size: int, leak_share: float, qber: float, seed: int) -> None:
+@pytest.mark.parametrize("level", kernels.LEVELS)
+@settings(deadline=None, max_examples=20)
+@given(
+    size=st.integers(1, 3000),
+    leak_share=st.floats(0.1, 0.9),
+    qber=st.sampled_from([0.01, 0.05, 0.2]),
+    seed=st.integers(0, 2**32 - 1),
+)
+def test_ldpc_syndromes_and_decoding(level: str, size: int, leak_share: float, qber: float, seed: int) -> None:
     code = build_code(size, max(1, int(size * leak_share)))
     errors = (np.random.default_rng(seed).random(size) < qber).astype(np.uint8)
     rows = code.base_rows + seed % 3
     syndrome = kernels.ldpc_syndrome(code, rows, errors)
     assert np.array_equal(syndrome, kernels.ldpc_syndrome_twin(code, rows, errors))
     for iterations in (1, 4, 12):
-        ours, used = kernels.ldpc_decode(code, rows, syndrome, size, 200, iterations)
+        with kernels.limited_to(level):
+            ours, used = kernels.ldpc_decode(code, rows, syndrome, size, 200, iterations)
         theirs, twin_used = kernels.ldpc_decode_twin(code, rows, syndrome, size, 200, iterations)
         assert used == twin_used
         assert np.array_equal(ours, theirs)
@@ -108,3 +119,5 @@ def test_ldpc_syndromes_and_decoding(size: int, leak_share: float, qber: float, 
 
 def test_the_implementation_is_named() -> None:
     assert kernels.implementation().startswith("C (")
+    with kernels.limited_to("portable"):
+        assert kernels.implementation() == "C (portable)"
