@@ -75,10 +75,11 @@ _ABSENT = b"\x00"
 
 Leaf = tuple[bytes, bytes]
 """One entry: its cell, and the 32-byte path of its key followed by its value."""
-Branch = tuple[bytes, list["Leaf | Branch | None"], list[bytes]]
+Branch = tuple[bytes, tuple["Leaf | Branch | None", ...], tuple[bytes, ...]]
 """At least two entries: the cell, sixteen children, and their cells."""
 Node = Leaf | Branch
-"""Plain tuples on purpose: there are very many, and the garbage collector need not look at those that hold bytes."""
+"""Plain tuples all the way down, on purpose: there are very many, and CPython's garbage collector lets go of a tuple
+that holds nothing it must watch. With lists or classes here collections cost as much as the hashing."""
 _Item = tuple[bytes, Leaf | None]
 PATH_SIZE_BYTES = 32
 
@@ -136,7 +137,7 @@ def _update(node: Node | None, items: list[_Item], depth: int) -> Node | None:
         children: list[Node | None] = [None] * 16
         cells = [_ABSENT] * 16
     else:
-        children, cells = node[1].copy(), node[2].copy()
+        children, cells = list(node[1]), list(node[2])
     half, shift = depth >> 1, 0 if depth & 1 else 4
     if len(items) == 1:
         groups = {items[0][0][half] >> shift & 15: items}
@@ -151,14 +152,14 @@ def _update(node: Node | None, items: list[_Item], depth: int) -> Node | None:
         cells[nibble] = _ABSENT if child is None else child[0]
     if cells.count(_ABSENT) >= 15:
         return _collapse(children, cells)
-    return b"\x01" + _sha256(b"\x03" + b"".join(cells)).digest(), children, cells
+    return b"\x01" + _sha256(b"\x03" + b"".join(cells)).digest(), tuple(children), tuple(cells)
 
 
 def _collapse(children: list[Node | None], cells: list[bytes]) -> Node | None:
     """Return what is left of a branch with at most one child: nothing, a lone leaf, or the branch itself."""
     only = next((child for child in children if child is not None), None)
     if only is not None and len(only) == 3:
-        return b"\x01" + _sha256(b"\x03" + b"".join(cells)).digest(), children, cells
+        return b"\x01" + _sha256(b"\x03" + b"".join(cells)).digest(), tuple(children), tuple(cells)
     return only
 
 
