@@ -34,6 +34,7 @@ LATENCY_NS = 1_000_000
 SYNC_NS = 300_000
 JOB_NS = 2_000_000
 BACK_OFF_NS = 1_000_000_000
+IDLE_TICKS_MAX = 1_000
 START_NS = 1_800_000_000_000_000_000
 
 PARAMETERS = LinkParameters.from_mapping(
@@ -97,6 +98,7 @@ class Cluster:
         self._cut: set[frozenset[str]] = set()
         self._up: set[frozenset[str]] = set()
         self._deadlines: dict[str, int] = {}
+        self._idle_ticks = 0
         self.hosts: dict[str, Host] = {}
         session = SessionParameters.from_mapping({})
         for index in range(count):
@@ -215,6 +217,10 @@ class Cluster:
                 self.now_ns, _, action = heapq.heappop(self._events)
                 action()
             else:
+                self._idle_ticks = self._idle_ticks + 1 if due <= self.now_ns else 0
+                assert self._idle_ticks < IDLE_TICKS_MAX, (
+                    "a deadline in the past that no tick moves: the daemon would spin"
+                )
                 self.now_ns = max(self.now_ns, due)
                 name = min(name for name, deadline in self._deadlines.items() if deadline == due)
                 self._input(name, Ticked())
