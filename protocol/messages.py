@@ -1,82 +1,21 @@
 """The typed records of a session and their codec (SPEC part 4).
 
-A record travels as one MessagePack array: its kind, then its fields in order. `decode` accepts exactly what `encode`
-makes (types, counts, bounds) and raises MalformedMessage for everything else, whatever the bytes.
+The codec is in `protocol.records`; this module holds the records of a BB84 session and their arrays.
 """
 
-from dataclasses import dataclass, fields
-from typing import Any, ClassVar, Final, TypeVar, cast, get_args
+from dataclasses import dataclass
+from typing import Any, Final
 
-import msgpack
 import numpy as np
 from numpy.typing import NDArray
 
-INTEGER_MAX: Final = 2**63 - 1
-TEXT_LENGTH_MAX: Final = 256
-"""Characters of a text field: the longest are SAE identities, which the certificate standard bounds at 64."""
-TUPLE_ITEMS_MAX: Final = 1024
-"""Items of a list field: the longest are the key IDs of one transfer (at most 128) and the nodes of a path."""
-
-
-class MalformedMessage(ValueError):
-    """Bytes that are no record of this protocol."""
-
-
-@dataclass(frozen=True, slots=True)
-class Record:
-    """What every record has: a kind number, unique in its family. Fields: int, str, bytes, bool, tuples of those."""
-
-    KIND: ClassVar[int]
-
-
-RecordType = TypeVar("RecordType", bound=Record)
-
-
-def _read(kind: object, value: Any) -> Any:
-    """Return `value` as the field type `kind` (int, str, bytes, bool, or a tuple of those). Raises MalformedMessage."""
-    if kind is int:
-        good = type(value) is int and 0 <= value <= INTEGER_MAX
-    elif kind is str:
-        good = type(value) is str and len(value) <= TEXT_LENGTH_MAX
-    elif kind is bytes or kind is bool:
-        good = type(value) is kind
-    else:
-        return _read_tuple(get_args(kind), value)
-    if not good:
-        raise MalformedMessage("a field is out of range or of another type")
-    return value
-
-
-def _read_tuple(kinds: tuple[object, ...], value: Any) -> tuple[Any, ...]:
-    if type(value) is not list or len(value) > TUPLE_ITEMS_MAX:
-        raise MalformedMessage("a field is no list, or too long a one")
-    if len(kinds) == 2 and kinds[1] is Ellipsis:
-        kinds = (kinds[0],) * len(value)
-    if len(kinds) != len(value):
-        raise MalformedMessage("a list has another length")
-    return tuple(_read(kind, item) for kind, item in zip(kinds, value, strict=True))
-
-
-def encode_record(record: Record) -> bytes:
-    """Return the one encoding of a record."""
-    values = [getattr(record, field.name) for field in fields(record)]
-    return cast(bytes, msgpack.packb([record.KIND, *values], use_bin_type=True))
-
-
-def decode_record(data: bytes, family: dict[int, type[RecordType]]) -> RecordType:
-    """Return the record that `data` encodes, one of `family` (kind → class). Raises MalformedMessage."""
-    try:
-        values = msgpack.unpackb(data, raw=False, strict_map_key=True, max_ext_len=0, max_map_len=0)
-    except Exception as error:  # the library raises its own errors and ValueError, UnicodeDecodeError, RecursionError
-        raise MalformedMessage(f"not a MessagePack array: {type(error).__name__}") from None
-    if type(values) is not list or not values or type(values[0]) is not int or values[0] not in family:
-        raise MalformedMessage("not a known kind of record")
-    kind = family[values[0]]
-    expected = fields(kind)
-    if len(values) - 1 != len(expected):
-        raise MalformedMessage(f"{kind.__name__} has {len(expected)} fields, these bytes {len(values) - 1}")
-    return kind(*(_read(field.type, value) for field, value in zip(expected, values[1:], strict=True)))
-
+from protocol.records import INTEGER_MAX as INTEGER_MAX
+from protocol.records import TEXT_LENGTH_MAX as TEXT_LENGTH_MAX
+from protocol.records import TUPLE_ITEMS_MAX as TUPLE_ITEMS_MAX
+from protocol.records import MalformedMessage as MalformedMessage
+from protocol.records import Record as Record
+from protocol.records import decode_record as decode_record
+from protocol.records import encode_record as encode_record
 
 # ---- the records of a BB84 session, in the order in which they are sent
 
