@@ -10,13 +10,14 @@ from typing import Any, NamedTuple
 
 from ledger.block import Block
 from ledger.bundle import Bundle
-from ledger.encoding import pack
+from ledger.encoding import MalformedEncoding, pack
 from ledger.genesis import Genesis
 from ledger.merkle import leaf_digest, list_root
 from ledger.signatures import Verifier
 from ledger.state import KeyBlockState, SaeState, State
 from ledger.transactions import (
     AlarmRaised,
+    EquivocationProven,
     Hop,
     KeyBlockRecorded,
     KeyDelivered,
@@ -25,6 +26,7 @@ from ledger.transactions import (
     Transaction,
     decode,
 )
+from ledger.votes import Statement, contradict
 
 
 class Receipt(NamedTuple):
@@ -206,10 +208,33 @@ def _register_sae(state: State, rules: Rules, sender: str, registered: SaeRegist
     return None
 
 
+def _prove_equivocation(
+    state: State, rules: Rules, sender: str, proven: EquivocationProven, tx_id: bytes
+) -> str | None:
+    try:
+        one, other = Statement.decode(proven.one), Statement.decode(proven.other)
+    except MalformedEncoding as error:
+        return f"equivocation.statements: {error}"
+    if not contradict(one, other):
+        return "equivocation.statements: they do not contradict each other"
+    validators = state.validators()
+    if one.signer not in validators.node_ids or one.height > state.height:
+        return f"equivocation.signer: {one.signer} is not a validator of that height"
+    if state.equivocation(one.signer, one.height) is not None:
+        return f"equivocation.known: {one.signer} is recorded for height {one.height}"
+    public_key = validators.public_keys[validators.node_ids.index(one.signer)]
+    name = (public_key, rules.genesis_digest, validators.digest, rules.verifier)
+    if not (one.is_signed(*name) and other.is_signed(*name)):
+        return f"equivocation.signature: not both signed by {one.signer}"
+    state.put_equivocation(one.signer, one.height, tx_id)
+    return None
+
+
 _Rule = Callable[[State, Rules, str, Any, bytes], str | None]
 _RULES: dict[type[Transaction], _Rule] = {
     KeyBlockRecorded: _record_key_block,
     AlarmRaised: _raise_alarm,
     KeyDelivered: _deliver_key,
     SaeRegistered: _register_sae,
+    EquivocationProven: _prove_equivocation,
 }

@@ -4,22 +4,33 @@ Decides whose fault bad input is and what is evidence (SPEC 4.1, 4.6, 6.1, 6.5);
 decided in `consensus`.
 """
 
+from collections.abc import Callable
+
 from ledger.block import transaction_root
 from ledger.bodies import Bodies
 from ledger.consensus import VIEW_WINDOW, Proposal
 from ledger.core import CERTIFICATE_TABLE, EVIDENCE_TABLE, Core
 from ledger.encoding import integer_key
 from ledger.messages import ProposalMessage, StatementMessage
+from ledger.transactions import EquivocationProven, encode
 from ledger.votes import Certificate, Kind, Statement, encode_pair
 
 
 class Listener:
     """Takes statements, proposals and certificates of the height in progress. `evidence` outlives heights."""
 
-    def __init__(self, core: Core, bodies: Bodies) -> None:
+    def __init__(self, core: Core, bodies: Bodies, report: Callable[[bytes], None]) -> None:
+        """`report` submits an encoded transaction under this node's name."""
         self.evidence: dict[bytes, tuple[Statement, Statement]] = {}
         self._core = core
         self._bodies = bodies
+        self._report = report
+
+    def resume(self, key: bytes, one: Statement, other: Statement) -> None:
+        """Take back stored evidence, and report it again if the chain does not have it."""
+        self.evidence[key] = (one, other)
+        if self._core.state.equivocation(one.signer, one.height) is None:
+            self._report(encode(EquivocationProven(one.encoded, other.encoded)))
 
     def on_statement(self, peer: str, statement: Statement) -> None:
         """Take a VOTE, FINALIZE or NULLIFY of another validator."""
@@ -60,11 +71,12 @@ class Listener:
             self._core.store_for_height(CERTIFICATE_TABLE, key, certificate.encoded)
 
     def _keep_evidence(self, one: Statement, other: Statement) -> None:
-        """Keep the first contradiction of a signer at each height."""
+        """Keep the first contradiction of a signer at each height, and have it recorded on the chain."""
         key = integer_key(one.height) + one.signer.encode()
         if key not in self.evidence:
             self.evidence[key] = (one, other)
             self._core.store(EVIDENCE_TABLE, key, encode_pair(one, other))
+            self._report(encode(EquivocationProven(one.encoded, other.encoded)))
             kinds = f"{one.kind.name} and {other.kind.name}"
             where = {"height": one.height, "view": one.view}
             self._core.note("error", "equivocation", signer=one.signer, kinds=kinds, **where)

@@ -115,7 +115,7 @@ class Replica:
         )
         self._own = OwnTransactions(self._core, signer)
         self._bodies = Bodies(self._core)
-        self._listener = Listener(self._core, self._bodies)
+        self._listener = Listener(self._core, self._bodies, self._own.report)
         self._sync = AntiEntropy(self._core)
         self._signer = signer
         self._smoothed_height_ns = 0
@@ -242,7 +242,7 @@ class Replica:
         self._guard = Guard(self._signer, self.node_id, self.genesis.digest, record)
         self._own.resume(stored.get(PENDING_TABLE, ()))
         for key, value in stored.get(EVIDENCE_TABLE, ()):
-            self.evidence[key] = decode_pair(value)
+            self._listener.resume(key, *decode_pair(value))
         self._core.consensus = self._new_consensus()
         for table in (BODY_TABLE, CERTIFICATE_TABLE, STATEMENT_TABLE):
             for key, value in stored.get(table, ()):

@@ -122,6 +122,11 @@ def delivery_key(key_id: bytes) -> bytes:
     return b"d" + key_id
 
 
+def equivocation_key(node_id: str, height: int) -> bytes:
+    """Key of the proof that a validator contradicted itself at a height."""
+    return b"e" + integer_key(height) + pack(node_id)
+
+
 CHAIN_KEY = b"c"
 
 
@@ -135,6 +140,7 @@ class State:
         self._saes: dict[str, SaeState] = {}
         self._key_blocks: dict[tuple[str, int], KeyBlockState] = {}
         self._deliveries: dict[bytes, bytes] = {}
+        self._equivocations: dict[tuple[str, int], bytes] = {}
         self._changes: dict[bytes, bytes | None] = {}
         self._trie: Node | None = None
         self._previous_trie: Node | None = None
@@ -195,6 +201,10 @@ class State:
         """Iterate over the applications in their order of registration."""
         return iter(self._saes.values())
 
+    def equivocation(self, node_id: str, height: int) -> bytes | None:
+        """Return the id of the transaction that proved an equivocation of a validator at a height, or None."""
+        return self._equivocations.get((node_id, height))
+
     def counts(self) -> dict[str, int]:
         """Return how many entries of each kind there are."""
         return {
@@ -203,6 +213,7 @@ class State:
             "saes": len(self._saes),
             "key_blocks": len(self._key_blocks),
             "deliveries": len(self._deliveries),
+            "equivocations": len(self._equivocations),
         }
 
     def validators(self) -> Validators:
@@ -257,6 +268,11 @@ class State:
         value = pack((self.height, transaction_id))
         self._deliveries[key_id] = value
         self._changes[delivery_key(key_id)] = value
+
+    def put_equivocation(self, node_id: str, height: int, transaction_id: bytes) -> None:
+        """Set the entry of a proven equivocation."""
+        self._equivocations[node_id, height] = transaction_id
+        self._changes[equivocation_key(node_id, height)] = pack((node_id, height, self.height, transaction_id))
 
     def begin(self, height: int) -> None:
         """Start on the block of `height`, which must be the next."""

@@ -126,6 +126,11 @@ class OwnTransactions:
             return
         self.queue.enqueue(token, bodies)
 
+    def report(self, body: bytes) -> None:
+        """Queue a transaction of the node itself, for which nobody waits; dropped when there is no room."""
+        if self._fault((body,)) is None:
+            self.queue.enqueue(None, (body,))
+
     def _fault(self, bodies: tuple[bytes, ...]) -> str | None:
         core = self._core
         if not bodies:

@@ -27,6 +27,8 @@ REASON_LENGTH_MAX = 64
 PATH_NODES_MAX = 64
 """Nodes of a relay path: far beyond any sensible chain of trusted nodes; bounds the work of one record."""
 HOPS_MAX = 256
+STATEMENT_SIZE_BYTES_MAX = 512
+"""An encoded statement has about 200 bytes, with the longest node name 330."""
 PPM = 1_000_000
 
 
@@ -166,9 +168,24 @@ class SaeRegistered:
         _check_name("node_id", self.node_id)
 
 
-Transaction = KeyBlockRecorded | AlarmRaised | KeyDelivered | SaeRegistered
+@dataclass(frozen=True, slots=True)
+class EquivocationProven:
+    """Two encoded statements of one validator that contradict each other; any node may report them."""
+
+    KIND: ClassVar[int] = 5
+
+    one: bytes
+    other: bytes
+
+    def __post_init__(self) -> None:
+        for name, value in (("one", self.one), ("other", self.other)):
+            good = type(value) is bytes and 1 <= len(value) <= STATEMENT_SIZE_BYTES_MAX
+            _check(good, f"{name}: expected 1 to {STATEMENT_SIZE_BYTES_MAX} bytes")
+
+
+Transaction = KeyBlockRecorded | AlarmRaised | KeyDelivered | SaeRegistered | EquivocationProven
 KINDS: dict[int, type[Transaction]] = {
-    kind.KIND: kind for kind in (KeyBlockRecorded, AlarmRaised, KeyDelivered, SaeRegistered)
+    kind.KIND: kind for kind in (KeyBlockRecorded, AlarmRaised, KeyDelivered, SaeRegistered, EquivocationProven)
 }
 _MEMBERS: dict[int, tuple[str, ...]] = {kind: tuple(f.name for f in fields(cls)) for kind, cls in KINDS.items()}
 _KEY_BLOCK_SIGNED = _MEMBERS[KeyBlockRecorded.KIND][:-2]

@@ -149,8 +149,28 @@ def _heal_and_check(world: World, faults: Faults, workload: Workload, checkers: 
     if not world.run_until(end_ns, all_executed):
         missing = _missing(workload, checkers)
         raise Violation(f"invariant 16: {len(missing)} admitted transactions are not committed, such as {missing[0]}")
+    _check_evidence(world, faults, end_ns)
     for node in faults.honest:
         _check_replay(world, node.node_id)
+
+
+def _check_evidence(world: World, faults: Faults, end_ns: int) -> None:
+    """Invariant 14: every equivocation that an honest node saw is recorded on the chain."""
+    seen = sorted(
+        {
+            (one.signer, one.height)
+            for node in faults.honest
+            if node.replica
+            for one, _ in node.replica.evidence.values()
+        }
+    )
+
+    def unrecorded() -> list[tuple[str, int]]:
+        replicas = [node.replica for node in faults.honest if node.replica is not None]
+        return [each for each in seen if any(replica.state.equivocation(*each) is None for replica in replicas)]
+
+    if not world.run_until(end_ns, lambda: not unrecorded()):
+        raise Violation(f"invariant 14: equivocations that are not on the chain: {unrecorded()[:3]}")
 
 
 def _missing(workload: Workload, checkers: Checkers) -> list[Transaction]:

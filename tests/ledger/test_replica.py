@@ -1,6 +1,7 @@
 """SPEC 3 to 7 on whole replicas with real signatures: commits, faults of peers, restarts, clocks, catch-up."""
 
 import random
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
@@ -27,7 +28,7 @@ from ledger.outputs import (
 )
 from ledger.replica import Replica, ReplicaSettings
 from ledger.signatures import Ed25519Verifier
-from ledger.transactions import SaeRegistered
+from ledger.transactions import EquivocationProven, SaeRegistered
 from ledger.transactions import encode as encode_transaction
 from ledger.votes import FRESH, NO_DIGEST, Kind, Statement, statement_bytes
 from tests.ledger.cluster import MS, NODES, WALL_NS, Net, make_genesis, make_key_block, signer_of
@@ -285,6 +286,29 @@ def test_equivocation_is_kept_as_evidence_across_restarts(net: Net) -> None:
     net.stop("alpha")
     (pair,) = net.start("alpha").evidence.values()
     assert pair == (one, other)
+
+
+def test_equivocation_is_recorded_on_the_chain_once_and_only_if_it_is_one(net: Net) -> None:
+    one, other = (statement(net, Kind.VOTE, "beta", bytes([tag]) * 32) for tag in (1, 2))
+    for name in ("alpha", "gamma", "delta"):
+        for each in (one, other):
+            net.give(name, MessageReceived("beta", encode(StatementMessage(each))))
+    net.pass_time(1_000 * MS)
+    state = net.replicas["beta"].state
+    assert state.equivocation("beta", 1) is not None and state.counts()["equivocations"] == 1
+    forged = Statement(Kind.VOTE, 1, 3, bytes(32), FRESH, "gamma", bytes(64))
+    reports = (
+        (EquivocationProven(one.encoded, one.encoded), "equivocation.statements"),
+        (EquivocationProven(b"x", other.encoded), "equivocation.statements"),
+        (EquivocationProven(one.encoded, other.encoded), "equivocation.known"),
+        (EquivocationProven(forged.encoded, replace(forged, block=b"1" * 32).encoded), "equivocation.signature"),
+        (EquivocationProven(*(replace(s, height=99).encoded for s in (one, other))), "equivocation.signer"),
+    )
+    for token, (report, rule) in enumerate(reports):
+        net.outputs.clear()
+        net.give("delta", TransactionsSubmitted(token, (report,)))
+        net.pass_time(5 * MS)
+        assert net.commits("delta")[-1].receipts[-1].reason.startswith(rule), rule
 
 
 def test_nullify_with_finalize_is_evidence_and_a_repetition_is_not(net: Net) -> None:

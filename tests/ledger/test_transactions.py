@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from ledger.encoding import pack
 from ledger.transactions import (
     AlarmRaised,
+    EquivocationProven,
     KeyDelivered,
     MalformedTransaction,
     SaeRegistered,
@@ -29,6 +30,7 @@ def test_bytes_are_pinned() -> None:
     """A change here is a new format: give it a new kind and an activation height."""
     assert encode(REGISTERED).hex() == "9304a56170702d61a161"
     assert encode(ALARM).hex() == "9602a3612d6207a471626572ce0001b580a161"
+    assert encode(EquivocationProven(b"1", b"2")).hex() == "9305c40131c40132"
     assert encode(DELIVERED).hex() == (
         "9703c410000102030405060708090a0b0c0d0e0fa56170702d61a56170702d62cd010092a161a1629194a3612d6207cc80cd0100"
     )
