@@ -19,12 +19,13 @@ typedef struct {
 struct qd_cascade {
     uint64_t size_bits;
     uint32_t rows, lanes, passes, words; /* words: of one frame */
+    uint32_t stride;                     /* words, made odd: lanes written in turn must not share a cache set */
     uint32_t block_rows[QD_PASSES_MAX];
     int is_bob, reuse, infer_last;
     uint32_t *order, *inverse;  /* [pass][rows] */
     uint64_t *prefix;           /* Alice: [pass][rows + 1] */
     uint64_t *sums[QD_PASSES_MAX]; /* Bob: a row of parities per block */
-    uint64_t *bits, *cuts, *odd; /* Bob: [lane][pass][words] */
+    uint64_t *bits, *cuts, *odd; /* Bob: [pass][lane][stride] */
     uint32_t odd_count[QD_LANES_MAX][QD_PASSES_MAX];
     uint8_t is_cut[QD_LANES_MAX][QD_PASSES_MAX]; /* whether any block of the pass was cut */
     uint32_t running[QD_LANES_MAX];
@@ -177,7 +178,7 @@ static uint32_t sent_blocks(const qd_cascade *side, uint32_t pass)
 
 static size_t frame_at(const qd_cascade *side, uint32_t lane, uint32_t pass)
 {
-    return ((size_t)lane * side->passes + pass) * side->words;
+    return ((size_t)pass * side->lanes + lane) * side->stride;
 }
 
 /* Bob: pack each frame in the order of `pass`, sum the rows of each block, and mark where blocks begin. */
@@ -201,11 +202,11 @@ static void arrange(qd_cascade *bob, uint32_t pass, const uint64_t *rows)
             }
         }
         to_lanes(group, bob->lanes);
-        for (uint32_t lane = 0; lane < bob->lanes; lane++) {
-            bob->bits[frame_at(bob, lane, pass) + word] = group[lane];
-            bob->cuts[frame_at(bob, lane, pass) + word] = starts;
-        }
+        for (uint32_t lane = 0; lane < bob->lanes; lane++) bob->bits[frame_at(bob, lane, pass) + word] = group[lane];
+        bob->cuts[frame_at(bob, 0, pass) + word] = starts;
     }
+    for (uint32_t lane = 1; lane < bob->lanes; lane++)
+        memcpy(bob->cuts + frame_at(bob, lane, pass), bob->cuts + frame_at(bob, 0, pass), bob->words * sizeof *bob->cuts);
     if (left != size) bob->sums[pass][block] = sum;
 }
 
@@ -219,7 +220,7 @@ static void accumulate(qd_cascade *alice, uint32_t pass, const uint64_t *rows)
 
 static int allocate(qd_cascade *side)
 {
-    size_t table = (size_t)side->passes * side->rows, frames = (size_t)side->lanes * side->passes * side->words;
+    size_t table = (size_t)side->passes * side->rows, frames = (size_t)side->lanes * side->passes * side->stride;
     side->order = malloc((table + 1) * sizeof *side->order);
     if (!side->order) return 0;
     if (!side->is_bob) {
@@ -255,6 +256,7 @@ qd_cascade *qd_cascade_new(int is_bob, uint64_t size_bits, uint32_t rows, uint32
     side->lanes = lanes;
     side->passes = passes;
     side->words = (rows + 63) / 64;
+    side->stride = side->words | 1;
     side->is_bob = is_bob;
     side->reuse = reuse;
     side->infer_last = infer_last;
@@ -289,7 +291,7 @@ qd_cascade *qd_cascade_new(int is_bob, uint64_t size_bits, uint32_t rows, uint32
 void qd_cascade_free(qd_cascade *side)
 {
     if (!side) return;
-    if (side->bits) qd_wipe(side->bits, (size_t)side->lanes * side->passes * side->words);
+    if (side->bits) qd_wipe(side->bits, (size_t)side->lanes * side->passes * side->stride);
     if (side->prefix) qd_wipe(side->prefix, (size_t)side->passes * (side->rows + 1));
     free(side->order);
     free(side->inverse);
