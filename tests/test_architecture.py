@@ -110,13 +110,15 @@ def test_every_pure_module_of_the_daemon_stands_in_its_contract() -> None:
 
 def test_randomness_of_keys_and_of_physics_stays_apart() -> None:
     """No core draws from a global generator: it is given a seeded one, or `Entropy`."""
-    given = {"random": {"Random"}, "np.random": {"Generator", "Philox", "PCG64", "SeedSequence"}}
+    given = {"random": {"Random"}, "np.random": {"Generator", "Philox", "PCG64", "SeedSequence", "default_rng"}}
     for name, tree in pure_sources():
         for node in ast.walk(tree):
             if isinstance(node, ast.Attribute):
                 owner = ast.unparse(node.value)
                 assert owner not in given or node.attr in given[owner], f"{name}: {owner}.{node.attr}"
                 assert (owner, node.attr) not in {("uuid", "uuid4"), ("uuid", "uuid1")}, name
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
+                assert node.func.attr != "default_rng" or node.args, f"{name}:{node.lineno}: seeded by the system"
 
 
 # ---- key material

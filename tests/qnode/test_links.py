@@ -150,6 +150,7 @@ def test_a_link_whose_chain_stands_still_waits() -> None:
     assert net.run(lambda: link_of(net, "node-1").figures.blocks > done + 4, 20)
 
 
+@pytest.mark.slow
 def test_key_that_the_chain_never_records_is_destroyed_at_its_height(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(links, "RECORD_LIFETIME_HEIGHTS", 3)
     net = cluster(count=3)
@@ -458,6 +459,7 @@ def test_an_eavesdropper_is_noticed_alarmed_and_forgotten() -> None:
     assert link_of(net, "node-1").figures.blocks > before
 
 
+@pytest.mark.slow
 def test_minutes_of_attack_leave_the_link_able_to_recover() -> None:
     net = cluster()
     assert net.run(blocks(net, 1), 20)
