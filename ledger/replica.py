@@ -355,9 +355,9 @@ class Replica:
 
     def _pump(self) -> None:
         """Do everything that is due now."""
-        self._own.flush()
         self._sync.tick()
         while True:
+            self._own.flush()
             self.consensus.work_waiting = self._core.mempool.has_work(self.state)
             if self.consensus.work_waiting and self._work_since_ns is None:
                 self._work_since_ns = self._core.now_ns
@@ -443,7 +443,6 @@ class Replica:
         self._adapt(block)
         self._bodies.forget_height()
         self._core.consensus = self._new_consensus()
-        self._own.flush()
         self._take_later()
 
     def _adapt(self, block: Block) -> None:

@@ -17,7 +17,7 @@ from ledger.core import (
 from ledger.encoding import MalformedEncoding, digest, integer_key
 from ledger.guard import STEPS, Record
 from ledger.messages import Message, ProposalMessage, StatementMessage, decode
-from ledger.outputs import BlockCommitted, Output, SendMessage, Store
+from ledger.outputs import BlockCommitted, Output, PeerFaulted, SendMessage, Store
 from ledger.votes import FRESH, Certificate, Kind, Statement, decode_pair
 from loadtest.simulation.world import SimulatedNode, World
 
@@ -84,6 +84,9 @@ class Checkers:
             elif isinstance(output, Store) and output.table == EVIDENCE_TABLE:
                 one, _ = decode_pair(output.value)
                 self._require(self.world.nodes[one.signer].byzantine, 13, node, f"evidence against honest {one.signer}")
+            elif isinstance(output, PeerFaulted):
+                good = self.world.nodes[output.peer].byzantine
+                self._require(good, 21, node, f"charges honest {output.peer} with {output.reason}")
         self._check_memory(node)
 
     def on_send(self, node: SimulatedNode, message: SendMessage) -> None:
