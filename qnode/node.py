@@ -57,6 +57,11 @@ message, three in a connection are a broken or hostile peer."""
 HOUSEKEEPING_NS: Final = 1_000_000_000
 """How often expired keys are looked for."""
 
+WAITING_RECORDS_MAX: Final = 100_000
+"""Own records that wait for room in the mempool while the chain stands still (about 50 MB): then the newest are lost,
+which costs the audit trail and no key."""
+RECORDS_PER_SUBMISSION: Final = 1000
+
 BLOCKS_PER_REQUEST_MAX: Final = 1000
 
 Stored = Mapping[str, list[tuple[bytes, bytes]]]
@@ -128,6 +133,8 @@ class Node:
         self._faults: dict[str, int] = {}
         self._fault_count = 0
         self._tokens = 0
+        self._own_records: dict[int, tuple[Transaction, ...]] = {}  # token → what waits for its admission
+        self._waiting_records: list[Transaction] = []
         self._submitters: dict[int, _Submitter] = {}  # by token, until the submission is admitted
         self._committers: dict[bytes, int] = {}  # last transaction of a submission → request that waits for its block
         self._housekeeping_ns = now_ns + HOUSEKEEPING_NS
@@ -184,6 +191,7 @@ class Node:
         if now_ns >= self._housekeeping_ns:
             self._housekeeping_ns = now_ns + HOUSEKEEPING_NS
             self._context.write(self._keys.expire_held(now_ns))
+            self._submit_waiting()
 
     def _settle(self) -> None:
         """Hand records that came up in this step to the chain, until none is left."""
@@ -192,6 +200,7 @@ class Node:
 
     def _submit(self, transactions: tuple[Transaction, ...]) -> None:
         self._tokens += 1
+        self._own_records[self._tokens] = transactions
         self._tell_replica(ledger_inputs.TransactionsSubmitted(self._tokens, transactions))
 
     # ---- peers
@@ -283,15 +292,30 @@ class Node:
                 context.log(level, event, **dict(fields))
 
     def _admitted(self, token: int, reason: str | None) -> None:
+        own = self._own_records.pop(token, ())
         submitter = self._submitters.pop(token, None)
         if submitter is None:
             if reason is not None:
-                self._context.log("error", "own records refused by the mempool", reason=reason)
+                self._keep_for_later(own, reason)
         elif reason is not None:
             self._committers.pop(submitter.awaited, None)
             self._context.do(Respond(submitter.request_id, RequestError(503, reason)))
         elif not submitter.awaited:
             self._context.do(Respond(submitter.request_id, DocumentAnswer({"admitted": True})))
+
+    def _keep_for_later(self, records: tuple[Transaction, ...], reason: str) -> None:
+        """The mempool has no room for own records (the chain stands still): they wait here, and go together."""
+        if not self._waiting_records:
+            self._context.log("warning", "own records wait for room in the mempool", reason=reason)
+        if len(self._waiting_records) + len(records) > WAITING_RECORDS_MAX:
+            self._context.log("error", "own records dropped: too many wait for the chain", count=len(records))
+            return
+        self._waiting_records.extend(records)
+
+    def _submit_waiting(self) -> None:
+        waiting, self._waiting_records = self._waiting_records, []
+        for start in range(0, len(waiting), RECORDS_PER_SUBMISSION):
+            self._submit(tuple(waiting[start : start + RECORDS_PER_SUBMISSION]))
 
     def _committed(self, news: ledger_outputs.BlockCommitted) -> None:
         """A block is final: key blocks of this node's links become available, expired ones are destroyed."""

@@ -37,6 +37,9 @@ KEYS_PER_TRANSFER_MAX: Final = 4096
 PATH_NODES_MAX: Final = 64
 BLOCK_BYTES_MAX: Final = 1 << 32
 """Offsets that a relay may claim in a block: far above any block, far below what the chain's records can say."""
+RECORD_REGIONS_BYTES_MAX: Final = 3072
+"""What the pieces of key may take in a record of the chain, which has 4096 at most; a piece's numbers take 20."""
+REGION_BYTES: Final = 20
 HELD_LIFETIME_NS: Final = 3600 * 10**9
 """A key that its application does not fetch within an hour is destroyed."""
 
@@ -327,7 +330,9 @@ class Relay:
             if not fits or size <= 0 or offset + size > BLOCK_BYTES_MAX:
                 return False
             carried += size
-        return len(regions) <= HOPS_MAX and hop == len(path) - 2 and carried == total_bytes
+        named_bytes = sum(len(link_id.encode()) + REGION_BYTES for link_id, *_ in regions)
+        recordable = len(regions) <= HOPS_MAX and named_bytes <= RECORD_REGIONS_BYTES_MAX
+        return recordable and hop == len(path) - 2 and carried == total_bytes
 
     def _exclude_failed(self, own: _Own, reason: str) -> None:
         """Avoid the hop that failed next time: the one behind the node that answered, else the first."""
