@@ -10,12 +10,13 @@ import contextlib
 import hashlib
 import math
 from collections.abc import Generator, Iterator, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Any, Final, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+from protocol.assessment import Assessment, BlockSuspect, Sifting, WatchParameters, assess, sift_block
 from protocol.authentication import MESSAGE_BYTES_MAX, PAD_BYTES, Authenticator, ForgedMessage, KeyExhausted
 from protocol.distill import bounds
 from protocol.distill.amplification import amplification_seed_bits, amplify
@@ -44,12 +45,8 @@ from protocol.messages import (
     unpack_bits,
     unpack_positions,
 )
-from protocol.parameters import ParameterError, require, require_range
+from protocol.parameters import ParameterError, require
 from protocol.quantum.link import Choices, LightError, LinkParameters, Receiver, Transmitter
-
-KEY_BASIS: Final = 0
-TEST_BASIS: Final = 1
-"""Z carries the key; X is revealed where both chose it, because X's bit errors bound Z's phase errors (the proof)."""
 
 COMMITMENT_BYTES: Final = 32
 """Output bits of the amplification that serve the commitment alone and are delivered to nobody."""
@@ -63,6 +60,9 @@ KEY_BYTES_MIN: Final = 32
 DETECTIONS_MAX: Final = 3_000_000
 """Clicks of one block: bounds memory (about 100 MB) and the messages about them (below the frame bound)."""
 
+INCOMING_PHOTONS_MAX: Final = 0.01
+"""Photons per pulse that may come back out of the channel into the source: the resolution of its watch detector."""
+
 PROBED: Final = "measured only: the pool of this link is full"
 """Why a probe ends; no fault."""
 
@@ -74,30 +74,29 @@ RECONCILIATION_QBER_MIN: Final = 0.002
 class SessionParameters:
     """How blocks are distilled; both ends must agree on it.
 
-    qber_max: a test error rate above it ends the block as attacked (0 to 0.5). method: a name known to
-    `reconciliation.make_party`. security: the ε's of the proof.
+    security: the ε's of the proof. watch: when a block counts as attacked. method: a name known to
+    `reconciliation.make_party`.
     """
 
     security: bounds.SecurityParameters
+    watch: WatchParameters = field(default_factory=WatchParameters)
     method: str = "cascade-original"
-    qber_max: float = 0.09
 
     def __post_init__(self) -> None:
-        require_range("qber_max", self.qber_max, 0.001, 0.25)
         require(0 < len(self.method) <= 32, "method must be the name of a reconciliation method")
 
     @classmethod
     def from_mapping(cls, table: Mapping[str, Any]) -> "SessionParameters":
         """Build from a [distillation] table. Raises ParameterError naming unknown keys and the valid ones."""
-        security_keys = [field.name for field in fields(bounds.SecurityParameters)]
-        own_keys = [field.name for field in fields(cls) if field.name != "security"]
-        for key in table:
-            if key not in security_keys and key not in own_keys:
-                raise ParameterError(
-                    f"unknown key {key!r} in [distillation]; the valid keys are {', '.join(own_keys + security_keys)}"
-                )
-        security = bounds.SecurityParameters(**{key: table[key] for key in security_keys if key in table})
-        return cls(security, **{key: table[key] for key in own_keys if key in table})
+        records = {"security": bounds.SecurityParameters, "watch": WatchParameters}
+        names = {part: [each.name for each in fields(record)] for part, record in records.items()}
+        valid = ["method", *names["watch"], *names["security"]]
+        if unknown := [key for key in table if key not in valid]:
+            raise ParameterError(f"unknown key {unknown[0]!r} in [distillation]; the valid keys are {', '.join(valid)}")
+        parts: dict[str, Any] = {
+            part: record(**{key: table[key] for key in names[part] if key in table}) for part, record in records.items()
+        }
+        return cls(**parts, **{key: table[key] for key in ("method",) if key in table})
 
     def digest(self, link: LinkParameters) -> bytes:
         """Return the name of everything that both ends of a link must have configured alike."""
@@ -297,57 +296,6 @@ def _require_detections(count: int) -> None:
         raise _Failed(f"{count} clicks; a block holds {DETECTIONS_MAX}: use fewer pulses per block (block_pulses)")
 
 
-@dataclass(frozen=True, slots=True)
-class _Sifting:
-    """What both sides know after sifting; bits are this side's own."""
-
-    detections: int
-    key_bits: NDArray[np.uint8]
-    own_test_bits: NDArray[np.uint8]
-    counts: bounds.DetectionCounts
-
-
-def _sift(
-    own_bits: NDArray[np.uint8],
-    alice_bases: NDArray[np.uint8],
-    bob_bases: NDArray[np.uint8],
-    intensities: NDArray[np.uint8],
-) -> tuple[_Sifting, NDArray[np.uint8]]:
-    """Split this side's bits of all clicks into key and test; also returns the intensities of the test bits."""
-    key = (alice_bases == KEY_BASIS) & (bob_bases == KEY_BASIS)
-    test = (alice_bases == TEST_BASIS) & (bob_bases == TEST_BASIS)
-    counts = bounds.DetectionCounts.of_key(intensities[key])
-    return _Sifting(len(own_bits), own_bits[key], own_bits[test], counts), intensities[test]
-
-
-@dataclass(frozen=True, slots=True)
-class _Assessment:
-    """The error rate that both sides compute alike from the revealed test bits."""
-
-    counts: bounds.DetectionCounts
-    test_bits: int
-    qber: float
-
-    @property
-    def qber_ppm(self) -> int:
-        return round(self.qber * 1e6)
-
-
-def _assess(
-    sifting: _Sifting, peer_test_bits: NDArray[np.uint8], test_intensities: NDArray[np.uint8], qber_max: float
-) -> _Assessment:
-    """Compare the test bits. Raises _Failed when there are too few, or too many errors among them."""
-    errors = sifting.own_test_bits != peer_test_bits
-    test_bits = len(errors)
-    if test_bits == 0 or len(sifting.key_bits) == 0:
-        raise _Failed(f"too few detections: {sifting.detections} clicks left nothing to compare or to distil")
-    qber = float(np.count_nonzero(errors)) / test_bits
-    if qber > qber_max:
-        reason = f"QBER {qber:.4f} exceeds the limit {qber_max:g}"
-        raise _Failed(reason, round(qber * 1e6), attacked=True)
-    return _Assessment(sifting.counts.with_test(test_intensities, errors), test_bits, qber)
-
-
 def _split(
     secret: NDArray[np.uint8], refill_bytes: int, numbers: Mapping[str, Any], expiry_height: int
 ) -> DistilledBlock:
@@ -371,7 +319,7 @@ class _Distilling(_Session):
     def _tag_bits(self, key_bits: int) -> int:
         return tag_bits_for(key_bits, self._parameters.security.epsilon_correctness)
 
-    def _length(self, assessment: _Assessment, key_bits: int, leaked_bits: int) -> bounds.KeyLength:
+    def _length(self, assessment: Assessment, key_bits: int, leaked_bits: int) -> bounds.KeyLength:
         if self._link.proof_gaps:
             raise _Failed(f"no key: no proof covers this link: {'; '.join(self._link.proof_gaps)}", assessment.qber_ppm)
         tag_bits = self._tag_bits(key_bits)
@@ -384,8 +332,8 @@ class _Distilling(_Session):
     def _numbers(
         self,
         pulses: int,
-        sifting: _Sifting,
-        assessment: _Assessment,
+        sifting: Sifting,
+        assessment: Assessment,
         length: bounds.KeyLength,
         leaked_bits: int,
         corrected_errors: int,
@@ -450,10 +398,15 @@ class AliceSession(_Distilling):
         _expect(Accept, (yield [self._message(opening)]))
         light = SendLight(self._transmitter.emit_chunks(self._pulse_count))
         detected = _expect(Detected, (yield [light]))
-        sifting, test_intensities, answer = self._sift(detected)
+        if self._transmitter.incoming_photons_per_pulse > INCOMING_PHOTONS_MAX:
+            raise _Failed("light enters the source from outside: a Trojan-horse probe is likely", attacked=True)
+        sifting, answer = self._sift(detected)
         tested = _expect(Tested, (yield [answer]))
         peer_bits = unpack_bits(tested.test_bits, len(sifting.own_test_bits))
-        assessment = _assess(sifting, peer_bits, test_intensities, self._parameters.qber_max)
+        try:
+            assessment = assess(sifting, peer_bits, self._pulse_count, self._link, self._parameters.watch)
+        except BlockSuspect as suspect:
+            raise _Failed(suspect.reason, suspect.qber_ppm, attacked=suspect.attacked) from None
         if self._probe:
             raise _Failed(PROBED, assessment.qber_ppm)
         party = self._party("alice", sifting.key_bits, assessment.qber, self._session_id)
@@ -462,20 +415,20 @@ class AliceSession(_Distilling):
             record = yield outputs
         return (yield from self._finish(sifting, assessment, outcome, _expect(Reconciled, record)))
 
-    def _sift(self, detected: Detected) -> tuple[_Sifting, NDArray[np.uint8], SendMessage]:
+    def _sift(self, detected: Detected) -> tuple[Sifting, SendMessage]:
         _require_detections(detected.count)
         positions = unpack_positions(detected.positions, detected.count, self._pulse_count)
         bob_bases = unpack_bits(detected.bases, detected.count)
         choices: Choices = self._transmitter.choices(positions)
-        sifting, test_intensities = _sift(choices.bit, choices.basis, bob_bases, choices.intensity)
+        sifting = sift_block(choices.bit, choices.basis, bob_bases, choices.intensity)
         intensities = choices.intensity.tobytes() if len(self._link.source.intensities) > 1 else b""
         answer = Sifted(pack_bits(choices.basis), intensities, pack_bits(sifting.own_test_bits))
-        return sifting, test_intensities, self._message(answer)
+        return sifting, self._message(answer)
 
     def _finish(
         self,
-        sifting: _Sifting,
-        assessment: _Assessment,
+        sifting: Sifting,
+        assessment: Assessment,
         outcome: Outcome | None,
         claimed: Reconciled,
     ) -> _Script:
@@ -551,14 +504,13 @@ class BobSession(_Distilling):
             raise _Failed(f"{opening.pulse_count} pulses; this end takes at most {self._pulse_count_max} per block")
         bases, bits, record = yield from self._measure([self._message(Accept())])
         sifted = _expect(Sifted, record)
-        sifting, peer_bits, test_intensities = self._sift(sifted, bases, bits)
+        sifting, peer_bits = self._sift(sifted, bases, bits)
         tested = self._message(Tested(pack_bits(sifting.own_test_bits)))
         try:
-            assessment = _assess(sifting, peer_bits, test_intensities, self._parameters.qber_max)
-        except _Failed as failure:
-            # Alice computes the same from the same bits: she gets them, and ends the block by herself.
-            self.finished = True
-            return [tested, SessionAborted(failure.reason, failure.qber_ppm, failure.attacked)]
+            assessment = assess(sifting, peer_bits, opening.pulse_count, self._link, self._parameters.watch)
+        except BlockSuspect as suspect:
+            # Alice gets the bits all the same: she computes the same from them.
+            raise _Failed(suspect.reason, suspect.qber_ppm, attacked=suspect.attacked, unsent=(tested,)) from None
         party = self._party("bob", sifting.key_bits, assessment.qber, self._session_id)
         outcome, _, outputs = yield from self._reconcile(party, party.start(), [tested])
         if outcome is None or outcome.failed:
@@ -578,6 +530,8 @@ class BobSession(_Distilling):
             if not isinstance(light, _Light):
                 raise _Failed("a message came before the light had ended")
             detections = self._receiver.measure(light.chunk)
+            if self._receiver.photocurrent:
+                raise _Failed("bright light drives the detectors: blinding is likely", attacked=True)
             positions.append(detections.positions)
             bases.append(detections.basis)
             bits.append(detections.bit)
@@ -592,16 +546,16 @@ class BobSession(_Distilling):
 
     def _sift(
         self, sifted: Sifted, bases: NDArray[np.uint8], bits: NDArray[np.uint8]
-    ) -> tuple[_Sifting, NDArray[np.uint8], NDArray[np.uint8]]:
+    ) -> tuple[Sifting, NDArray[np.uint8]]:
         levels = len(self._link.source.intensities)
         intensities = np.frombuffer(sifted.intensities, np.uint8) if levels > 1 else np.zeros(len(bits), np.uint8)
         if len(intensities) != len(bits) or (len(bits) and int(intensities.max()) >= levels):
             raise _Failed("the announced intensities do not fit the clicks")
-        sifting, test_intensities = _sift(bits, unpack_bits(sifted.bases, len(bits)), bases, intensities)
-        return sifting, unpack_bits(sifted.test_bits, len(sifting.own_test_bits)), test_intensities
+        sifting = sift_block(bits, unpack_bits(sifted.bases, len(bits)), bases, intensities)
+        return sifting, unpack_bits(sifted.test_bits, len(sifting.own_test_bits))
 
     def _finish(
-        self, opening: Open, sifting: _Sifting, assessment: _Assessment, outcome: Outcome, finish: Finish
+        self, opening: Open, sifting: Sifting, assessment: Assessment, outcome: Outcome, finish: Finish
     ) -> _Script:
         reconciled = outcome.bits
         assert reconciled is not None, "a failed reconciliation never comes here"

@@ -21,7 +21,8 @@ from ledger.signatures import Signer, Verifier
 from ledger.transactions import AlarmRaised, KeyBlockRecorded
 from protocol.authentication import HASH_KEY_BYTES, PAD_BYTES, WINDOW_BYTES, Authenticator, session_id
 from protocol.messages import Record
-from protocol.quantum.eavesdropper import make_eavesdropper
+from protocol.parameters import ParameterError
+from protocol.quantum.eavesdropper import Combined, Eavesdropper, make_eavesdropper
 from protocol.quantum.link import LinkParameters, Receiver, Transmitter
 from protocol.session import (
     PROBED,
@@ -313,9 +314,11 @@ class Link:
         self._unrecorded.pop(block_number, None)
 
     def set_attack(self, kind: str | None, parameters: Mapping[str, float]) -> None:
-        """Put an eavesdropper on the emulated channel, from the next emission on. Raises ParameterError."""
-        physics = self._eavesdropper_physics
-        self._transmitter.attack = make_eavesdropper(kind, parameters, physics) if kind else None
+        """Put an eavesdropper on the emulated channel, from the next emission on; several are joined by "+".
+
+        Of several, a parameter is named `kind.parameter`. Raises ParameterError.
+        """
+        self._transmitter.attack = _eavesdropper(kind, parameters, self._eavesdropper_physics) if kind else None
         self.attack = kind
 
     # ---- beginning
@@ -502,6 +505,9 @@ class Link:
         context = self._services.context
         match output:
             case SendMessage(sealed):
+                attack = self._transmitter.attack
+                if attack is not None:  # the emulated adversary owns the classical channel too
+                    sealed = attack.tamper(sealed)
                 self._send_session(
                     SessionFrame(
                         self.link_id,
@@ -697,3 +703,17 @@ def _draw(running: _Running, count: int) -> list[_StepOutput]:
         if last:
             running.light = None
     return drawn
+
+
+def _eavesdropper(kind: str, parameters: Mapping[str, float], physics: np.random.Generator) -> Eavesdropper:
+    """Make the eavesdropper of one name, or a row of several. Raises ParameterError."""
+    kinds = kind.split("+")
+    if len(kinds) == 1:
+        return make_eavesdropper(kind, parameters, physics)
+    given: dict[str, dict[str, float]] = {each: {} for each in kinds}
+    for name, value in parameters.items():
+        owner, _, parameter = name.partition(".")
+        if owner not in given or not parameter:
+            raise ParameterError(f"{name!r} must be kind.parameter, with a kind of {', '.join(kinds)}")
+        given[owner][parameter] = value
+    return Combined([make_eavesdropper(each, given[each], physics) for each in kinds])

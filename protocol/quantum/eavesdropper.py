@@ -62,6 +62,10 @@ class Eavesdropper:
         kinds = (self._physics.random(tags.size)[:, None] >= limits[tags & np.uint8(0x0F)]).sum(axis=1)
         return np.asarray((tags & np.uint8(0xF0)) | kinds, dtype=np.uint8)
 
+    def tamper(self, message: bytes) -> bytes:
+        """Return a message of the classical channel as it goes on: unchanged, unless a kind says otherwise."""
+        return message
+
     def background(self, position: int, pulse_rate_hz: float) -> tuple[float, int | None]:
         """Return (unpolarised photons per second added at Bob's input, position where this changes next or None)."""
         return self.background_peak_hz, None
@@ -318,6 +322,12 @@ class Combined(Eavesdropper):
         for part in self.parts:
             tags = part.rewrite(tags)
         return tags
+
+    def tamper(self, message: bytes) -> bytes:
+        """Let every part act in order."""
+        for part in self.parts:
+            message = part.tamper(message)
+        return message
 
     def background(self, position: int, pulse_rate_hz: float) -> tuple[float, int | None]:
         """Add the background of every part."""

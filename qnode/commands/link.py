@@ -67,8 +67,13 @@ def _state(entry: dict[str, Any]) -> str:
 @link.command()
 @cluster_option
 @click.argument("link_id")
-@click.option("--kind", help="Kind of eavesdropper, such as intercept_resend; the node names all it knows.")
-@click.option("--set", "parameters", multiple=True, metavar="NAME=NUMBER", help="A parameter of it.")
+@click.option(
+    "--kind",
+    help="Kind of eavesdropper, such as intercept_resend; the node names all it knows. Several are joined by '+'.",
+)
+@click.option(
+    "--set", "parameters", multiple=True, metavar="NAME=NUMBER", help="A parameter of it; of several, KIND.NAME=NUMBER."
+)
 @click.option("--off", is_flag=True, help="Take the eavesdropper off.")
 @json_option
 def attack(

@@ -13,7 +13,7 @@ from protocol.authentication import HASH_KEY_BYTES, PAD_BYTES
 from protocol.keys import KeyMaterial
 from protocol.messages import Record
 from qnode import links
-from qnode.inputs import SetAttack, SubmitTransactions
+from qnode.inputs import DocumentAnswer, RequestError, SetAttack, SubmitTransactions
 from qnode.links import STREAM_TARGET_BYTES, WINDOW_BYTES_MIN, Link
 from qnode.streams import RESERVE_BYTES
 from qnode.wire import LightFrame, LightTaken, SessionFrame, SessionRefused, decode, encode
@@ -507,3 +507,26 @@ def test_no_log_status_or_repr_shows_key() -> None:
         for start in range(0, len(secret) - 8, 64):
             piece = secret[start : start + 8]
             assert piece.hex() not in shown and repr(piece)[2:-1] not in shown
+
+
+def test_a_man_in_the_middle_is_stopped_by_the_tags() -> None:
+    cluster = Cluster(2, [(0, 1)])
+    assert cluster.run(lambda: all(link["blocks"] >= 1 for link in _links(cluster)), 20)
+    attack = SetAttack("link-1-2", "man_in_the_middle+jamming", (("man_in_the_middle.fraction", 0.0),))
+    assert isinstance(cluster.answer("node-1", attack), DocumentAnswer)
+    assert cluster.run(lambda: any(link["alarmed"] for link in _links(cluster)), 30)
+    assert any("forged message" in (link["last_abort"] or "") for link in _links(cluster))
+    assert isinstance(cluster.answer("node-1", SetAttack("link-1-2", None)), DocumentAnswer)
+    assert cluster.run(lambda: not any(link["alarmed"] for link in _links(cluster)), 60)
+
+
+def test_a_row_of_attacks_with_a_stray_parameter_is_refused() -> None:
+    cluster = Cluster(2, [(0, 1)])
+    attack = SetAttack("link-1-2", "intercept_resend+jamming", (("fraction", 1.0),))
+    answer = cluster.answer("node-1", attack)
+    assert isinstance(answer, RequestError)
+    assert "kind.parameter" in answer.message
+
+
+def _links(cluster: Cluster) -> list[dict[str, Any]]:
+    return [link for node in cluster.nodes() for link in node._status()["links"]]
