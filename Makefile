@@ -5,7 +5,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help demo setup test check format lock clean
+.PHONY: help demo setup test check format figures bench-distill simulate lock clean
 
 help:
 	@echo "make demo   start four nodes, make quantum keys, deliver them, attack a link (leaves demo-report.json)"
@@ -48,6 +48,11 @@ check: $(VENV)/.dev
 format: $(VENV)/.dev
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+# Draw every figure of docs/ again: the architecture, and the physics with its emulated points (half a minute).
+figures: $(VENV)/.dev
+	$(BIN)/python docs/draw_architecture.py
+	$(BIN)/python -m loadtest.figures
 
 lock:
 	uv pip compile -q --upgrade --universal --python-version 3.11 --generate-hashes --no-header requirements.in -o requirements.lock
