@@ -125,6 +125,25 @@ def test_a_cluster_without_a_quorum_still_delivers_and_records_later() -> None:
     assert net.run(lambda: all(node.state.delivery(key_id) is not None for node in net.nodes()), 60)
 
 
+def test_records_that_the_mempool_has_no_room_for_wait_and_are_not_lost() -> None:
+    """Without a quorum one node's records fill its share of the mempool (256 bundles): the rest goes later."""
+    net = Cluster(4, None, 400_000, 400_000)
+    assert made(net)
+    net.run(lambda: False, 3)
+    net.crash("node-3")
+    net.crash("node-4")
+    ids = []
+    for _ in range(290):
+        answer = net.answer("node-1", GetKeys("sae-1", "sae-2", 1, 64))
+        assert isinstance(answer, KeysAnswer)
+        ids.append(bytes.fromhex(answer.keys[0].key_id.replace("-", "")))
+    assert any(log.event == "own records wait for room in the mempool" for _, log in net.logs)
+    net.start("node-3")
+    net.start("node-4")
+    assert net.run(lambda: all(net.nodes()[2].state.delivery(key_id) is not None for key_id in ids), 40)
+    assert not [log for _, log in net.logs if log.level == "error"]
+
+
 def test_a_full_stop_of_all_nodes_loses_nothing() -> None:
     net = Cluster(4, None, PULSES, TARGET_BITS)
     assert made(net)

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ledger.transactions import KeyDelivered
+from ledger.transactions import encode as encode_transaction
 from protocol.entropy import SeededEntropy
 from protocol.messages import Record
 from qnode.inputs import GetKeys, GetKeysWithIds, GetStatus, KeysAnswer, RequestError, StatusAnswer
@@ -356,11 +357,13 @@ def test_regions_that_the_chain_cannot_record_fail_the_transfer_and_raise_nothin
 
 
 def test_a_transfer_over_many_small_blocks_is_delivered_or_refused_but_never_raises() -> None:
-    """More pieces of key than a record can name (256): refused with a reason."""
-    net = RelayNet(LINE, block_bytes=16, blocks=300)
-    answer = net.ask("node-1", GetKeys("sae-1", "sae-5", 20))
-    assert isinstance(answer, RequestError) and answer.status == 503, answer
-    deliver(net, 1, 5)
+    """More pieces of key than a record can name (256, and 4096 bytes): refused with a reason."""
+    for number in (20, 10):
+        net = RelayNet(LINE, block_bytes=16, blocks=300)
+        answer = net.ask("node-1", GetKeys("sae-1", "sae-5", number))
+        assert isinstance(answer, RequestError) and answer.status == 503, answer
+        deliver(net, 1, 5, 3)
+        assert net.recorded and all(len(encode_transaction(record)) <= 4096 for record in net.recorded)
 
 
 def test_a_refused_relay_keeps_memory_and_disk_alike() -> None:
