@@ -271,6 +271,7 @@ class Demo:
                 for name in (
                     "link_id",
                     "qber",
+                    "fidelity",
                     "blocks",
                     "aborts",
                     "secret_bits",

@@ -11,7 +11,7 @@ chain order. Key that the chain does not commit is destroyed at the record's exp
 
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Final
 
 import numpy as np
@@ -22,6 +22,7 @@ from ledger.transactions import AlarmRaised, KeyBlockRecorded
 from protocol.authentication import HASH_KEY_BYTES, PAD_BYTES, WINDOW_BYTES, Authenticator, session_id
 from protocol.messages import Record
 from protocol.parameters import ParameterError
+from protocol.quantum.comparison import Estimate, fidelity_from_sacrificed
 from protocol.quantum.eavesdropper import Combined, Eavesdropper, make_eavesdropper
 from protocol.quantum.link import LinkParameters, Receiver, Transmitter
 from protocol.session import (
@@ -108,6 +109,7 @@ class LinkFigures:
     first_block_ns: int | None = None
     last_block_ns: int | None = None
     session_ms: float | None = None
+    fidelity: Estimate | None = None  # of the received states, from the block's sacrificed test bits (S0-E19)
 
 
 @dataclass(slots=True)
@@ -576,6 +578,8 @@ class Link:
             services.context.submit(record)
         self.figures.last_qber_ppm = block.qber_ppm
         self.figures.session_ms = (services.context.now_ns - running.begun_ns) / 1e6
+        matches = round(block.sample_bits * (1 - block.qber_ppm / 1e6))
+        self.figures.fidelity = fidelity_from_sacrificed(matches, block.sample_bits)
         self._failures = 0
         self._close(running)
         services.context.log(
@@ -681,6 +685,7 @@ class Link:
             "attacked_aborts": figures.attacked_aborts,
             "last_abort": figures.last_abort,
             "qber": None if figures.last_qber_ppm is None else figures.last_qber_ppm / 1e6,
+            "fidelity": None if figures.fidelity is None else asdict(figures.fidelity),
             "secret_bits": figures.secret_bits,
             "secret_bits_per_s": round(figures.secret_bits * 1e9 / span_ns, 1) if span_ns > 0 else None,
             "session_ms": figures.session_ms,
