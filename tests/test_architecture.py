@@ -130,7 +130,7 @@ REVEALERS = {
     "qnode/api/etsi014.py": "the answer to the application",
 }
 SECRET_NAMES = {
-    *("reveal", "secret", "secrets", "pad", "taken", "tag_key", "hash_key", "window", "pre_shared_secret", "key_bits"),
+    *("reveal", "secret", "secrets", "pad", "taken", "tag_key", "hash_key", "window", "pre_shared_secret"),
     *("identity_seed", "refill_transmitter", "refill_receiver", "reconciled", "_secret", "own_test_bits", "seed"),
 }
 
