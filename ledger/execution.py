@@ -14,9 +14,11 @@ from ledger.encoding import MalformedEncoding, pack
 from ledger.genesis import Genesis
 from ledger.merkle import leaf_digest, list_root
 from ledger.signatures import Verifier
-from ledger.state import KeyBlockState, SaeState, State
+from ledger.state import DeviceState, KeyBlockState, SaeState, State
 from ledger.transactions import (
     AlarmRaised,
+    DeviceRegistered,
+    DeviceRevoked,
     EquivocationProven,
     Hop,
     KeyBlockRecorded,
@@ -230,11 +232,38 @@ def _prove_equivocation(
     return None
 
 
+def _register_device(state: State, rules: Rules, sender: str, record: DeviceRegistered, tx_id: bytes) -> str | None:
+    if record.node_id != sender:
+        return f"device.sender: {sender} cannot register a device for {record.node_id}"
+    if state.device(record.device_id) is not None:
+        return f"device.taken: {record.device_id} is registered, or was; choose another name"
+    message = record.signing_bytes(rules.chain_id, rules.genesis_digest)
+    if not rules.verifier.verify(record.public_key, message, record.device_signature):
+        return f"device.signature: not signed by {record.device_id}"
+    floor = (record.key_bits_min, record.security_millibits_min)
+    state.put_device(DeviceState(record.device_id, sender, record.public_key, *floor))
+    return None
+
+
+def _revoke_device(state: State, rules: Rules, sender: str, record: DeviceRevoked, tx_id: bytes) -> str | None:
+    device = state.device(record.device_id)
+    if device is None:
+        return f"device.unknown: {record.device_id} is not registered"
+    if device.node_id != sender:
+        return f"device.sender: {sender} is not the node of {record.device_id}"
+    if device.revoked:
+        return f"device.revoked: {record.device_id} is revoked already"
+    state.put_device(replace(device, revoked=True))
+    return None
+
+
 _Rule = Callable[[State, Rules, str, Any, bytes], str | None]
 _RULES: dict[type[Transaction], _Rule] = {
     KeyBlockRecorded: _record_key_block,
     AlarmRaised: _raise_alarm,
     KeyDelivered: _deliver_key,
     SaeRegistered: _register_sae,
+    DeviceRegistered: _register_device,
+    DeviceRevoked: _revoke_device,
     EquivocationProven: _prove_equivocation,
 }

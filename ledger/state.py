@@ -54,6 +54,18 @@ class SaeState:
 
 
 @dataclass(frozen=True, slots=True)
+class DeviceState:
+    """A device, the node that serves it, the floor of its keys, and whether it was revoked (which is for good)."""
+
+    device_id: str
+    node_id: str
+    public_key: bytes
+    key_bits_min: int
+    security_millibits_min: int
+    revoked: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class KeyBlockState:
     """A recorded block of key; `transaction_id` names the full record in the block of `height`."""
 
@@ -112,6 +124,11 @@ def sae_key(sae_id: str) -> bytes:
     return b"s" + pack(sae_id)
 
 
+def device_key(device_id: str) -> bytes:
+    """Key of a device's entry."""
+    return b"i" + pack(device_id)
+
+
 def key_block_key(link_id: str, block_number: int) -> bytes:
     """Key of a key block's entry."""
     return b"b" + integer_key(block_number) + pack(link_id)
@@ -138,6 +155,7 @@ class State:
         self._nodes: dict[str, NodeState] = {}
         self._links: dict[str, LinkState] = {}
         self._saes: dict[str, SaeState] = {}
+        self._devices: dict[str, DeviceState] = {}
         self._key_blocks: dict[tuple[str, int], KeyBlockState] = {}
         self._deliveries: dict[bytes, bytes] = {}
         self._equivocations: dict[tuple[str, int], bytes] = {}
@@ -177,6 +195,10 @@ class State:
         """Return an application, or None."""
         return self._saes.get(sae_id)
 
+    def device(self, device_id: str) -> DeviceState | None:
+        """Return a device, or None."""
+        return self._devices.get(device_id)
+
     def key_block(self, link_id: str, block_number: int) -> KeyBlockState | None:
         """Return a recorded key block, or None."""
         return self._key_blocks.get((link_id, block_number))
@@ -211,6 +233,7 @@ class State:
             "nodes": len(self._nodes),
             "links": len(self._links),
             "saes": len(self._saes),
+            "devices": len(self._devices),
             "key_blocks": len(self._key_blocks),
             "deliveries": len(self._deliveries),
             "equivocations": len(self._equivocations),
@@ -257,6 +280,13 @@ class State:
         """Set an application's entry."""
         self._saes[sae.sae_id] = sae
         self._changes[sae_key(sae.sae_id)] = pack((sae.sae_id, sae.node_id))
+
+    def put_device(self, device: DeviceState) -> None:
+        """Set a device's entry."""
+        self._devices[device.device_id] = device
+        value = (device.device_id, device.node_id, device.public_key)
+        floor = (device.key_bits_min, device.security_millibits_min)
+        self._changes[device_key(device.device_id)] = pack((*value, *floor, int(device.revoked)))
 
     def put_key_block(self, block: KeyBlockState) -> None:
         """Set a key block's entry."""

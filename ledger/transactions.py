@@ -23,6 +23,7 @@ from ledger.signatures import SIGNATURE_SIZE_BYTES
 
 COMMITMENT_SIZE_BYTES = 32
 KEY_ID_SIZE_BYTES = 16
+DEVICE_KEY_SIZE_BYTES = 32
 REASON_LENGTH_MAX = 64
 PATH_NODES_MAX = 64
 """Nodes of a relay path: far beyond any sensible chain of trusted nodes; bounds the work of one record."""
@@ -183,9 +184,66 @@ class EquivocationProven:
             _check(good, f"{name}: expected 1 to {STATEMENT_SIZE_BYTES_MAX} bytes")
 
 
-Transaction = KeyBlockRecorded | AlarmRaised | KeyDelivered | SaeRegistered | EquivocationProven
+@dataclass(frozen=True, slots=True)
+class DeviceRegistered:
+    """A node takes on a device that proved to hold its identity key (SEED_MAP S4-A1.3–6); the node must be the sender.
+
+    The policy is the floor of the device's keys: `key_bits_min` bits, and floor(−1000·log2 ε) of at least
+    `security_millibits_min` (S4-6.1). Rotating pseudonyms of vehicles (S0-G5) will be records of their own.
+    """
+
+    KIND: ClassVar[int] = 16
+
+    device_id: str
+    node_id: str
+    public_key: bytes
+    key_bits_min: int
+    security_millibits_min: int
+    device_signature: bytes
+
+    def __post_init__(self) -> None:
+        _check_name("device_id", self.device_id)
+        _check_name("node_id", self.node_id)
+        _check_bytes("public_key", self.public_key, DEVICE_KEY_SIZE_BYTES)
+        _check_integer("key_bits_min", self.key_bits_min)
+        _check_integer("security_millibits_min", self.security_millibits_min)
+        _check_bytes("device_signature", self.device_signature, SIGNATURE_SIZE_BYTES)
+
+    def signing_bytes(self, chain_id: str, genesis_digest: bytes) -> bytes:
+        """Return what the device signs: every member but the signature, bound to this chain and this purpose."""
+        values = tuple(getattr(self, name) for name in _MEMBERS[self.KIND][:-1])
+        return digest("qnode/device/1", chain_id, genesis_digest, values)
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceRevoked:
+    """The node of a device ends its trust in it, for good; the node must be the sender (SEED_MAP S4-A1.3–6)."""
+
+    KIND: ClassVar[int] = 17
+
+    device_id: str
+    reason: str
+
+    def __post_init__(self) -> None:
+        _check_name("device_id", self.device_id)
+        _check_name("reason", self.reason, REASON_LENGTH_MAX)
+
+
+Transaction = (
+    KeyBlockRecorded
+    | AlarmRaised
+    | KeyDelivered
+    | SaeRegistered
+    | EquivocationProven
+    | DeviceRegistered
+    | DeviceRevoked
+)
 KINDS: dict[int, type[Transaction]] = {
-    kind.KIND: kind for kind in (KeyBlockRecorded, AlarmRaised, KeyDelivered, SaeRegistered, EquivocationProven)
+    kind.KIND: kind
+    for kind in (
+        *(KeyBlockRecorded, AlarmRaised, KeyDelivered, SaeRegistered, EquivocationProven),
+        *(DeviceRegistered, DeviceRevoked),
+    )
 }
 _MEMBERS: dict[int, tuple[str, ...]] = {kind: tuple(f.name for f in fields(cls)) for kind, cls in KINDS.items()}
 _KEY_BLOCK_SIGNED = _MEMBERS[KeyBlockRecorded.KIND][:-2]
