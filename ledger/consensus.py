@@ -124,6 +124,8 @@ class Consensus:
         self.proposals: dict[int, Proposal] = {}
         self.bodies: dict[bytes, Block] = {}
         self.work_waiting = False
+        self.muted = False
+        """Follow, and say nothing (SPEC 7.5)."""
         self.started_ns = now_ns
         self._node_id = node_id
         self._is_validator = node_id in validators.node_ids
@@ -205,6 +207,8 @@ class Consensus:
         while self._move(now_ns):
             pass
         self._arm(now_ns)
+        if self.muted:
+            return None
         return self._finalize(now_ns) or self._propose(now_ns) or self._vote(now_ns) or self._nullify(now_ns) or None
 
     def next_deadline_ns(self) -> int | None:

@@ -19,12 +19,15 @@ from ledger.votes import Certificate, Kind, Statement, encode_pair
 class Listener:
     """Takes statements, proposals and certificates of the height in progress. `evidence` outlives heights."""
 
-    def __init__(self, core: Core, bodies: Bodies, report: Callable[[bytes], None]) -> None:
-        """`report` submits an encoded transaction under this node's name."""
+    def __init__(
+        self, core: Core, bodies: Bodies, report: Callable[[bytes], None], remember: Callable[[Statement], None]
+    ) -> None:
+        """`report` submits a transaction under this node's name; `remember` takes an own, forgotten statement."""
         self.evidence: dict[bytes, tuple[Statement, Statement]] = {}
         self._core = core
         self._bodies = bodies
         self._report = report
+        self._remember = remember
 
     def resume(self, key: bytes, one: Statement, other: Statement) -> None:
         """Take back stored evidence, and report it again if the chain does not have it."""
@@ -50,7 +53,10 @@ class Listener:
         if contradicted is not None:
             self._keep_evidence(contradicted, statement)
         if consensus.admits(statement):
-            core.spread(StatementMessage(statement), statement.signer, peer, urgent=True)
+            if statement.signer == core.node_id:
+                self._remember(statement)
+            else:
+                core.spread(StatementMessage(statement), statement.signer, peer, urgent=True)
             self.count(statement)
 
     def _is_signed(self, statement: Statement) -> bool:
@@ -96,6 +102,8 @@ class Listener:
             self._keep_evidence(contradicted, statement)
             return
         self.on_certificates(peer, certificates)
+        if statement.signer == core.node_id:
+            self._remember(statement)
         core.spread(ProposalMessage(proposal, certificates), statement.signer, peer, urgent=True)
         consensus.on_proposal(proposal)
         self._bodies.on_proposal(peer, proposal)

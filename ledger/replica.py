@@ -40,7 +40,7 @@ from ledger.core import (
 from ledger.encoding import MalformedEncoding, integer_key
 from ledger.execution import Rules
 from ledger.genesis import Genesis
-from ledger.guard import Guard, Record
+from ledger.guard import STEPS, Guard, Record
 from ledger.inputs import (
     EncodedTransactionsSubmitted,
     Input,
@@ -67,6 +67,7 @@ from ledger.messages import (
     decode,
 )
 from ledger.outputs import BlockCommitted, Output
+from ledger.recall import Recall
 from ledger.signatures import Signer, Verifier
 from ledger.state import State
 from ledger.submissions import OwnTransactions
@@ -115,7 +116,7 @@ class Replica:
         )
         self._own = OwnTransactions(self._core, signer)
         self._bodies = Bodies(self._core)
-        self._listener = Listener(self._core, self._bodies, self._own.report)
+        self._listener = Listener(self._core, self._bodies, self._own.report, self._remember)
         self._sync = AntiEntropy(self._core)
         self._signer = signer
         self._smoothed_height_ns = 0
@@ -196,8 +197,9 @@ class Replica:
 
     def next_deadline_ns(self) -> int | None:
         """Return when `step` wants to be called with `TimePassed` at the latest."""
+        quiet = self._recall.is_quiet(self._core.now_ns)
         deadlines = (
-            self.consensus.next_deadline_ns(),
+            self._recall.deadline_ns() if quiet else self.consensus.next_deadline_ns(),
             self._sync.deadline_ns,
             self._sync.catch_up.deadline_ns(),
             self._own.queue.deadline_ns(),
@@ -240,6 +242,9 @@ class Replica:
         rows = dict(stored.get(SIGNER_TABLE, ()))
         record = Record.decode(rows[_RECORD_KEY]) if _RECORD_KEY in rows else Record()
         self._guard = Guard(self._signer, self.node_id, self.genesis.digest, record)
+        validators = self.state.validators().node_ids
+        may_have_forgotten = not rows and self.node_id in validators and len(validators) > 1
+        self._recall = Recall(may_have_forgotten, self._core.settings.anti_entropy_ns)
         self._own.resume(stored.get(PENDING_TABLE, ()))
         for key, value in stored.get(EVIDENCE_TABLE, ()):
             self._listener.resume(key, *decode_pair(value))
@@ -316,6 +321,7 @@ class Replica:
             case CertificatesMessage(certificates):
                 self._listener.on_certificates(peer, certificates)
             case Status():
+                self._recall.on_status(message, self._core.now_ns)
                 self._sync.on_status(peer, message)
             case BundlesWanted(digests):
                 self._bodies.answer_bundles(peer, digests)
@@ -358,6 +364,7 @@ class Replica:
         self._sync.tick()
         while True:
             self._own.flush()
+            self.consensus.muted = self._recall.is_quiet(self._core.now_ns)
             self.consensus.work_waiting = self._core.mempool.has_work(self.state)
             if self.consensus.work_waiting and self._work_since_ns is None:
                 self._work_since_ns = self._core.now_ns
@@ -392,6 +399,16 @@ class Replica:
         self._core.store(SIGNER_TABLE, _RECORD_KEY, self._guard.record.encoded())
         self._core.store_for_height(STATEMENT_TABLE, integer_key(height, view, kind), statement.encoded)
         return statement
+
+    def _remember(self, statement: Statement) -> None:
+        """Take back an own statement that only the neighbours remembered: never contradict it (SPEC 7.5)."""
+        record = Record(statement.height, statement.view, STEPS[statement.kind])
+        self._guard.record = max(self._guard.record, record)
+        self._core.store(SIGNER_TABLE, _RECORD_KEY, self._guard.record.encoded())
+        key = integer_key(statement.height, statement.view, statement.kind)
+        self._core.store_for_height(STATEMENT_TABLE, key, statement.encoded)
+        self.consensus.restore(statement)
+        self._core.note("warning", "statement_recalled", kind=statement.kind.name, height=statement.height)
 
     def _say(self, kind: Kind, view: int, block: bytes, justified: int) -> None:
         statement = self._sign(kind, view, block, justified)
@@ -484,3 +501,6 @@ class Replica:
             self._commit(block, certificate)
         if self.height == before:
             self._sync.catch_up.forget(peer)
+        elif self._recall.is_quiet(self._core.now_ns):
+            self._recall.on_caught_up(self._core.now_ns)
+            self._sync.announce(self._core.some_peers())

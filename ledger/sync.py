@@ -10,7 +10,7 @@ from ledger.consensus import Consensus
 from ledger.mempool import Mempool
 from ledger.messages import BITMAP_SIZE_BYTES_MAX, CERTIFICATES_MAX, Status
 from ledger.state import State
-from ledger.votes import CERTIFIED, Certificate, Statement, bitmap_of, bits_of
+from ledger.votes import CERTIFIED, Certificate, Kind, Statement, bitmap_of, bits_of
 
 STATEMENT_VIEWS = 3
 """Views before its own whose statements a status lists: a neighbour further behind is helped by certificates."""
@@ -23,7 +23,7 @@ def make_status(
 ) -> Status:
     """Return this node's status."""
     statements = []
-    for view in range(max(0, consensus.view - STATEMENT_VIEWS), consensus.view + 2):
+    for view in _window(consensus.view):
         for kind in CERTIFIED:
             if signers := consensus.book.signers(kind, view):
                 statements.append((int(kind), view, signers))
@@ -42,6 +42,10 @@ def make_status(
         pending=tuple(pending),
         neighbours=neighbours,
     )
+
+
+def _window(view: int) -> range:
+    return range(max(0, view - STATEMENT_VIEWS), view + 2)
 
 
 def _views(views: list[int]) -> bytes:
@@ -67,8 +71,10 @@ def gap_of(consensus: Consensus, status: Status) -> Gap:
         certificates.insert(0, consensus.commit)
     held = {(kind, view): signers for kind, view, signers in status.statements}
     statements: list[Statement] = []
-    for view in range(max(0, status.view - STATEMENT_VIEWS), status.view + 2):
+    for view in sorted({*_window(status.view), *_window(consensus.view)}):
         for kind in CERTIFIED:
+            if view in {Kind.VOTE: notarized, Kind.NULLIFY: nullified}.get(kind, ()):
+                continue  # the certificate says it all
             statements += consensus.book.missing(kind, view, held.get((int(kind), view), b""))
     proposed = set(bits_of(status.proposed_views))
     views = [v for v in sorted({status.view, consensus.view}) if v in consensus.proposals and v not in proposed]

@@ -135,6 +135,32 @@ def test_admitted_transactions_survive_a_crash_of_their_node(net: Net) -> None:
     assert net.replicas["beta"].state.sae("new") is not None
 
 
+def test_a_wiped_validator_does_not_contradict_what_it_said(net: Net) -> None:
+    silenced = {"beta", "gamma", "delta"}  # their votes are lost, so that no block of this height is ever notarized
+
+    def passes(source: str, target: str, payload: bytes) -> bool:
+        message = decode(payload)
+        vote = isinstance(message, StatementMessage) and message.statement.kind is Kind.VOTE
+        return not (isinstance(message, StatementMessage) and vote and message.statement.signer in silenced)
+
+    net.filter = passes
+    register(net, "alpha", "new")
+    net.pass_time(1_000 * MS)
+    said = dict(net.disks["alpha"]["ledger.statement"])
+    assert said and net.replicas["alpha"].height == 0
+    net.stop("alpha")
+    net.disks["alpha"] = {}
+    net.start("alpha")
+    net.pass_time(1_000 * MS)
+    again = net.disks["alpha"]["ledger.statement"]
+    assert any(isinstance(note, Noted) and note.event == "statement_recalled" for note in net.seen(Noted, "alpha"))
+    assert all(again[key] == value for key, value in said.items() if key in again)
+    silenced.clear()
+    net.pass_time(10_000 * MS)
+    assert net.replicas["alpha"].height >= 1
+    assert not any(replica.evidence for replica in net.replicas.values())
+
+
 def test_a_wiped_node_gets_new_numbers_for_its_bundles(net: Net) -> None:
     register(net, "alpha", "first")
     net.pass_time(5 * MS)
