@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 from dataclasses import fields, replace
+from typing import get_args
 
 import pytest
 from hypothesis import given
@@ -10,11 +11,13 @@ from hypothesis import strategies as st
 
 from ledger.encoding import pack
 from ledger.transactions import (
+    KINDS,
     AlarmRaised,
     EquivocationProven,
     KeyDelivered,
     MalformedTransaction,
     SaeRegistered,
+    Transaction,
     decode,
     encode,
     transaction_id,
@@ -44,6 +47,10 @@ PINNED_KEY_BLOCK = "33fa8bb2aa849106b678f2edb08cbda11f537f156e6aa07b0bbc03715009
 @pytest.mark.parametrize("record", [REGISTERED, ALARM, DELIVERED])
 def test_decode_is_the_inverse_of_encode(record: object) -> None:
     assert decode(encode(record)) == record  # type: ignore[arg-type]
+
+
+def test_no_two_records_share_a_kind() -> None:
+    assert set(KINDS.values()) == set(get_args(Transaction)) and len(KINDS) == len(get_args(Transaction))
 
 
 def test_key_blocks_round_trip() -> None:
