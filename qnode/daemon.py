@@ -20,9 +20,11 @@ import structlog
 
 from ledger.genesis import Genesis
 from qnode.api.admin import Admin
+from qnode.api.devices import DeviceAdmin
 from qnode.api.etsi014 import Etsi014
 from qnode.api.server import ApiServer
 from qnode.assembly import node_setup
+from qnode.devices import DevicePlane
 from qnode.driver import Driver, Stopped, TooManyRequests
 from qnode.inputs import Answer, DocumentAnswer, GetNodeStatus, Request, RequestError
 from qnode.io import certificates, configuration
@@ -75,7 +77,8 @@ async def serve(settings: NodeSettings, log: Log, ready: Ready) -> None:
         jobs = Jobs()
         stack.push_async_callback(jobs.close)
         stored = {table: await storage.load(table) for table in await storage.tables()}
-        node = Node(dataclasses.replace(setup, archive=storage), stored, clock.now_ns())
+        setup = dataclasses.replace(setup, archive=storage, devices=_device_plane(settings))
+        node = Node(setup, stored, clock.now_ns())
         driver = Driver(node, storage, jobs, clock.now_ns, log)
         del stored
         transport = _transport(settings, genesis, driver, log)
@@ -88,6 +91,8 @@ async def serve(settings: NodeSettings, log: Log, ready: Ready) -> None:
         await transport.start()
         await api.start()
         stack.push_async_callback(api.stop)
+        if settings.devices.broker_host is not None:
+            stack.push_async_callback(_mqtt(settings, figures.ask, log))
         gc.collect()
         gc.freeze()  # what lives now lives for ever: later collections need not look at it
         addresses = {"peer_port": transport.listen_port, "api_port": api.listen_port}
@@ -152,8 +157,28 @@ def _api(settings: NodeSettings, ask: Callable[[Request], Awaitable[Answer]], lo
         log.error(what, exc_info=error)
 
     context = certificates.api_context(settings.api.certificate, settings.api.key, settings.api.ca)
-    doors = (Etsi014(ask, settings.pool), Admin(ask))
+    doors = (Etsi014(ask, settings.pool), Admin(ask), DeviceAdmin(ask))
     return ApiServer(settings.api, context, doors, report)
+
+
+def _device_plane(settings: NodeSettings) -> DevicePlane | None:
+    """Return what the node needs for devices; nodes without any do not load MQTT."""
+    if settings.devices.broker_host is None:
+        return None
+    from qnode.api.mqtt import device_plane
+
+    return device_plane(settings.devices)
+
+
+def _mqtt(
+    settings: NodeSettings, ask: Callable[[Request], Awaitable[Answer]], log: Log
+) -> Callable[[], Awaitable[None]]:
+    """Start the connection to the devices' broker; return what stops it."""
+    from qnode.api.mqtt import MqttDoor
+
+    door = MqttDoor(settings.node_id, settings.devices, ask, log)
+    door.start()
+    return door.stop
 
 
 class _Figures:

@@ -4,7 +4,7 @@ Plain frozen records; whoever makes one owns its values. Requests carry a `reque
 comes back in the effect `Respond`.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 
@@ -121,7 +121,62 @@ class SubmitTransactions:
     until_committed: bool = False
 
 
-Request = GetStatus | GetKeys | GetKeysWithIds | GetNodeStatus | SetAttack | GetBlocks | SubmitTransactions
+# ---- devices: what comes from the broker, and what operators ask about them
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceFrame:
+    """One frame of a device as the broker delivered it: `channel` is "enrol", "session" or "data"."""
+
+    device_id: str
+    channel: str
+    payload: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class IssueEnrolment:
+    """An operator wants a one-time code for a new device, whose keys never go below this floor."""
+
+    device_id: str
+    key_bits_min: int
+    security_millibits_min: int
+
+
+@dataclass(frozen=True, slots=True)
+class RevokeDevice:
+    """An operator ends the trust in a device, on the chain and for good."""
+
+    device_id: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class GetDevices:
+    """What the node knows of its devices."""
+
+
+@dataclass(frozen=True, slots=True)
+class SetDeviceAttack:
+    """Put an eavesdropper on the emulated channel to a device, or take it off (`kind` None)."""
+
+    device_id: str
+    kind: str | None
+
+
+Request = (
+    GetStatus
+    | GetKeys
+    | GetKeysWithIds
+    | GetNodeStatus
+    | SetAttack
+    | GetBlocks
+    | SubmitTransactions
+    | DeviceFrame
+    | IssueEnrolment
+    | RevokeDevice
+    | GetDevices
+    | SetDeviceAttack
+)
 Input = PeerConnected | PeerLost | FrameReceived | JobDone | Ticked | Requested
 
 
@@ -173,4 +228,25 @@ class DocumentAnswer:
     document: dict[str, Any]
 
 
-Answer = KeysAnswer | StatusAnswer | DocumentAnswer | RequestError
+@dataclass(frozen=True, slots=True)
+class DeviceReply:
+    """What a frame of a device is answered with: (channel, payload) in order, and the reading that it brought."""
+
+    messages: tuple[tuple[str, bytes], ...]
+    reading: dict[str, Any] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class EnrolmentAnswer:
+    """The answer to `IssueEnrolment`. The code is shown once, to the operator who carries it to the device."""
+
+    device_id: str
+    code: bytes = field(repr=False)
+    node_id: str
+    chain_id: str
+    genesis_digest: bytes
+    key_bits_min: int
+    security_millibits_min: int
+
+
+Answer = KeysAnswer | StatusAnswer | DocumentAnswer | DeviceReply | EnrolmentAnswer | RequestError

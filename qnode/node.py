@@ -25,23 +25,29 @@ from protocol.parameters import ParameterError
 from qnode import wire
 from qnode.context import Context
 from qnode.delivery import Delivery, DeliveryLimits
+from qnode.devices import DevicePlane, Devices
 from qnode.effects import Delete, Disconnect, Effect, Put, Respond, SendTo, TrafficClass
 from qnode.inputs import (
+    DeviceFrame,
     DocumentAnswer,
     FrameReceived,
     GetBlocks,
+    GetDevices,
     GetKeys,
     GetKeysWithIds,
     GetNodeStatus,
     GetStatus,
     Input,
+    IssueEnrolment,
     JobDone,
     PeerConnected,
     PeerLost,
     Request,
     Requested,
     RequestError,
+    RevokeDevice,
     SetAttack,
+    SetDeviceAttack,
     SubmitTransactions,
     Ticked,
 )
@@ -82,6 +88,7 @@ class NodeSetup:
     links: tuple[LinkConfiguration, ...]
     limits: DeliveryLimits
     replica: ReplicaSettings = field(default_factory=ReplicaSettings)
+    devices: DevicePlane | None = None
     archive: Archive | None = None  # where old blocks are read back from; without one they all stay in memory
 
 
@@ -130,6 +137,20 @@ class Node:
             by_neighbour[link.peer] = (*by_neighbour.get(link.peer, ()), link.link_id)
         self._relay = Relay(self._context, self._keys, lambda: self._replica.state, by_neighbour)
         self._delivery = Delivery(self._context, self._keys, self._relay, lambda: self._replica.state, setup.limits)
+        self._devices = (
+            None
+            if setup.devices is None
+            else Devices(
+                self._context,
+                vault,
+                setup.devices,
+                (setup.genesis.chain_id, setup.genesis.digest),
+                lambda: self._replica.state,
+                setup.verifier,
+                setup.physics,
+                stored,
+            )
+        )
         self._faults: dict[str, int] = {}
         self._fault_count = 0
         self._tokens = 0
@@ -324,6 +345,8 @@ class Node:
             if self._committers and (request_id := self._committers.pop(receipt.transaction_id, None)) is not None:
                 document = {"committed": True, "height": news.height, "ok": receipt.ok, "reason": receipt.reason}
                 self._context.do(Respond(request_id, DocumentAnswer(document)))
+            if self._devices is not None:
+                self._devices.recorded(receipt)
             record = receipt.transaction
             if not isinstance(record, KeyBlockRecorded) or record.link_id not in self._links:
                 continue
@@ -345,6 +368,12 @@ class Node:
                 self._delivery.handle(request_id, request)
             case SubmitTransactions():
                 self._submit_for(request_id, request)
+            case DeviceFrame() | IssueEnrolment() | RevokeDevice() | GetDevices() | SetDeviceAttack():
+                if self._devices is not None:
+                    self._devices.handle(request_id, request)
+                else:
+                    refusal = RequestError(404, "this node serves no devices; configure [devices]")
+                    self._context.do(Respond(request_id, refusal))
             case GetNodeStatus():
                 self._context.do(Respond(request_id, DocumentAnswer(self._status())))
             case SetAttack():

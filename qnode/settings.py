@@ -155,6 +155,36 @@ class PoolSettings:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class DeviceSettings:
+    """The broker through which devices reach this node, and the emulated quantum channel to them: `[devices]`."""
+
+    broker_host: str | None = setting("host", "an MQTT 5 broker; without it the node serves no devices", None)
+    broker_port: int = setting("port", "8883 is MQTT over TLS", 8883, low=1, high=65535)
+    security: str = setting("kind", "`none` is accepted on loopback only", "tls", choices=("tls", "none"))
+    ca: Path | None = setting("file", "the authority that signs the broker's certificate", None)
+    certificate: Path | None = setting("file", "what the node shows the broker; its common name is the node", None)
+    key: Path | None = setting("file", "the private key of `certificate`", None)
+    readings_file: Path | None = setting("file", "readings are appended here as JSON lines", None)
+    length_km: float = setting("km", "from the node's source to a device's receiver", 0.02, low=0.0, high=50.0)
+    efficiency: float = setting(
+        "share", "of a device's receiver: light is thinned where it is emitted", 0.6, low=0.01, high=1.0
+    )
+    depolarising: float = setting(
+        "probability", "noise of the channel; the receiver adds its own", 0.01, low=0.0, high=0.2
+    )
+
+    def __post_init__(self) -> None:
+        if self.broker_host is None:
+            return
+        if self.security == "none":
+            loopback = self.broker_host in ("localhost", "127.0.0.1", "::1")
+            _require(loopback, f"security = 'none' sends to {self.broker_host} in the clear; use 'tls'")
+        else:
+            files = (self.ca, self.certificate, self.key)
+            _require(None not in files, "security = 'tls' needs ca, certificate and key")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class LinkSettings:
     """One quantum link of this node: `[link.<link_id>]`, with a profile and overrides of its sub-tables.
 
@@ -193,6 +223,7 @@ class NodeSettings:
     peer_to_peer: PeerToPeerSettings
     api: ApiSettings
     pool: PoolSettings = dataclasses.field(default_factory=PoolSettings)
+    devices: DeviceSettings = dataclasses.field(default_factory=DeviceSettings)
     peers: tuple[PeerSettings, ...] = ()
     links: tuple[LinkSettings, ...] = ()
 
@@ -319,6 +350,7 @@ def describe() -> Iterator[tuple[str, str, dataclasses.Field[Any], Setting]]:
         "peer_to_peer": PeerToPeerSettings,
         "api": ApiSettings,
         "pool": PoolSettings,
+        "devices": DeviceSettings,
         "[peers]": PeerSettings,
         "link.<link_id>": LinkSettings,
     }

@@ -24,6 +24,8 @@ SHELL = {
     *("__main__", "assembly", "cli", "client", "cluster", "commands", "daemon", "demo", "driver", "initialise"),
     *("telemetry", "io", "api"),
 }
+# The pure half of a device's process; the rest of qnode/device is its shell.
+DEVICE_CORE = {"agent", "energy"}
 # Loading compiled kernels, building them, and designing codes by hand: no part of what a core decides.
 BUILDERS = {
     *("protocol/kernels/sources.py", "protocol/kernels/emulation.py"),
@@ -56,6 +58,8 @@ def tops(names: set[str]) -> set[str]:
 
 def is_shell(name: str) -> bool:
     """Say whether qnode/… is shell: by the first part below the package."""
+    if Path(name).parts[1] == "device":
+        return Path(name).stem not in DEVICE_CORE
     return Path(name).parts[1].removesuffix(".py") in SHELL
 
 
@@ -100,6 +104,9 @@ def test_the_daemons_pure_modules_do_not_know_its_shell() -> None:
         if not is_shell(name):
             inside = {part for part in imported(tree) if part.startswith("qnode.")}
             assert not {part for part in inside if part.split(".")[1] in SHELL}, name
+            if "/device/" in name:
+                own = {part.split(".")[2] for part in inside if part.startswith("qnode.device.")}
+                assert own <= DEVICE_CORE, name
 
 
 def test_every_pure_module_of_the_daemon_stands_in_its_contract() -> None:
