@@ -24,6 +24,8 @@ COMMANDS: Final = {
     "keys": "qnode.commands.keys:keys",
     "ledger": "qnode.commands.ledger:ledger",
     "link": "qnode.commands.link:link",
+    "device": "qnode.commands.device:device",
+    "mqtt": "qnode.commands.mqtt:mqtt",
     "version": "qnode.commands.about:version",
     "completion": "qnode.commands.about:completion",
 }
@@ -40,6 +42,8 @@ EXIT_CODES: Final = {
     "StorageError": 4,
     "CorruptLedger": 4,
     "TransportError": 5,
+    "DeviceError": 3,
+    "DeviceRefused": 6,
     "EntropyFailure": 1,
 }
 

@@ -1,0 +1,112 @@
+"""Files for the devices' broker and for its clients: Mosquitto's configuration, certificates, ACL (row S4-1.1).
+
+The cluster's authority signs the broker's certificate and those of its clients, whose common name is their user: the
+node's, or the device's. These identities are unknown to the HTTPS door on purpose: a device's certificate opens nothing
+there. Decides no topics (`qnode.api.mqtt`).
+"""
+
+import datetime
+import getpass
+import json
+import os
+from pathlib import Path
+from typing import Any, Final, cast
+
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+
+from qnode.api.mqtt import acl
+from qnode.io.certificates import Authority, Identity, Kind
+
+QUEUED_MESSAGES_MAX: Final = 10_000
+"""Per client: what the broker keeps for a node or device that is away."""
+MESSAGE_BYTES_MAX: Final = 131_072
+
+
+def authority_of(cluster: Path) -> Authority:
+    """Return the cluster's authority. Raises CertificateError where its key is not at hand."""
+    return Authority.load(cluster / "ca" / "ca.crt", cluster / "ca" / "ca.key")
+
+
+def write_client(authority: Authority, kind: str, name: str, certificate: Path, key: Path) -> None:
+    """Write a client certificate with the common name `name`, and its key."""
+    private = ec.generate_private_key(ec.SECP256R1())
+    identity = Identity(cast(Kind, kind), name)  # "device" and "mqtt" are no kinds of the HTTPS door
+    issued = authority.issue(identity, private.public_key(), datetime.datetime.now(datetime.UTC))
+    certificate.write_bytes(issued.public_bytes(serialization.Encoding.PEM))
+    _write_key(key, private)
+
+
+def write_broker(
+    cluster: Path, directory: Path, host: str, port: int, names: tuple[str, ...], nodes: list[str]
+) -> None:
+    """Write mosquitto.conf and everything that it names into `directory`."""
+    directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+    authority = authority_of(cluster)
+    private = ec.generate_private_key(ec.SECP256R1())
+    issued = authority.issue(
+        Identity("node", "broker"),
+        private.public_key(),
+        datetime.datetime.now(datetime.UTC),
+        server_names=tuple(dict.fromkeys(("localhost", "127.0.0.1", host, *names))),
+    )
+    (directory / "broker.crt").write_bytes(issued.public_bytes(serialization.Encoding.PEM))
+    _write_key(directory / "broker.key", private)
+    (directory / "ca.crt").write_bytes(authority.certificate.public_bytes(serialization.Encoding.PEM))
+    (directory / "acl").write_text(acl(tuple(nodes)), "utf-8")
+    (directory / "acl").chmod(0o600)  # Mosquitto warns of files that others may read
+    (directory / "data").mkdir(exist_ok=True)
+    (directory / "mosquitto.conf").write_text(_configuration(directory.resolve(), host, port), "utf-8")
+
+
+def device_table(directory: Path, node_id: str, host: str, port: int) -> dict[str, Any]:
+    """Return the node's [devices] table for this broker; paths relative to the node's file."""
+    return {
+        "broker_host": host,
+        "broker_port": port,
+        "ca": f"{directory.name}/ca.crt",
+        "certificate": f"{node_id}/mqtt.crt",
+        "key": f"{node_id}/mqtt.key",
+    }
+
+
+def toml_table(name: str, values: dict[str, Any]) -> str:
+    """Return one TOML table of strings and numbers."""
+    return "\n".join([f"\n[{name}]", *(f"{key} = {json.dumps(value)}" for key, value in values.items())]) + "\n"
+
+
+def _configuration(directory: Path, host: str, port: int) -> str:
+    lines = [
+        "# Written by `qnode mqtt setup`. Start it with: mosquitto -c mosquitto.conf",
+        f"user {getpass.getuser()}",
+        f"listener {port} {host}",
+        "allow_anonymous false",
+        "require_certificate true",
+        "use_identity_as_username true",
+        f"cafile {directory / 'ca.crt'}",
+        f"certfile {directory / 'broker.crt'}",
+        f"keyfile {directory / 'broker.key'}",
+        "tls_version tlsv1.2",
+        f"acl_file {directory / 'acl'}",
+        "persistence true",
+        f"persistence_location {directory / 'data'}/",
+        "autosave_interval 30",
+        f"max_queued_messages {QUEUED_MESSAGES_MAX}",
+        "max_inflight_messages 1000",
+        f"message_size_limit {MESSAGE_BYTES_MAX}",
+        "set_tcp_nodelay true",
+        "log_type error",
+        "log_type warning",
+        "log_type notice",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _write_key(path: Path, key: ec.EllipticCurvePrivateKey) -> None:
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    with os.fdopen(descriptor, "wb") as file:
+        file.write(
+            key.private_bytes(
+                serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+            )
+        )
