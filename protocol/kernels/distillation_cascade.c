@@ -442,9 +442,13 @@ static int start_pass(qd_cascade *bob, uint32_t lane, uint32_t pass)
     return 1;
 }
 
-/* For each chosen frame without a running search: the lowest pass with odd blocks. */
+/* For each chosen frame without a running search: the lowest pass with odd blocks.
+ *
+ * With true parities every flip corrects an error, so there are never more flips than bits. Parities that contradict
+ * each other would flip for ever: they are QD_MALFORMED as soon as the count says so. */
 static int64_t start_next(qd_cascade *bob, const uint8_t *chosen)
 {
+    const uint64_t flips_max = (uint64_t)bob->rows * bob->lanes;
     bob->new_first = bob->active_count;
     for (uint32_t lane = 0; lane < bob->lanes; lane++) {
         if (!chosen[lane]) continue;
@@ -454,6 +458,7 @@ static int64_t start_next(qd_cascade *bob, const uint8_t *chosen)
                 continue;
             }
             if (!start_pass(bob, lane, pass)) return QD_NO_MEMORY;
+            if (bob->corrected > flips_max) return QD_MALFORMED;
             pass = 0; /* flips of one-bit blocks may have made a lower pass odd */
         }
     }

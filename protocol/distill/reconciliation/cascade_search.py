@@ -50,6 +50,10 @@ class Search:
         return self.lane << 48 | self.index << 40 | self.lo << 20 | (self.hi - 1)
 
 
+CONTRADICTION = "the parities contradict each other: more corrections than there are bits"
+"""With true parities every flip corrects an error; a liar's would otherwise flip one bit for ever."""
+
+
 class AliceSearch(Protocol):
     """Alice's half: parities on demand."""
 
@@ -175,11 +179,14 @@ class BobKernel:
         try:
             return Requests(*self._kernel.open(parities))
         except ValueError:
-            raise ReconciliationError("padding bits are set") from None
+            raise ReconciliationError(f"padding bits are set, or {CONTRADICTION}") from None
 
     def step(self, parities: bytes) -> Requests:
         _check_bits(parities, self.active)
-        return Requests(*self._kernel.step(parities))
+        try:
+            return Requests(*self._kernel.step(parities))
+        except ValueError:
+            raise ReconciliationError(CONTRADICTION) from None
 
 
 def _permutations(plan: "CascadePlan") -> list[NDArray[np.uint32]]:
@@ -336,6 +343,8 @@ class BobTwin:
         """Correct the bit that `search` ended on; every other pass's block around it changes parity."""
         row = int(self._orders[search.index][search.lo])
         self.corrected += 1
+        if self.corrected > self._plan.rows * self._plan.lanes:
+            raise ReconciliationError(CONTRADICTION)
         for index, inverse in enumerate(self._inverse):
             position = int(inverse[row])
             self._bits[index][search.lane, position] ^= 1
@@ -352,10 +361,12 @@ class BobTwin:
         return b"".join(search.record().to_bytes(8, "little") for search in added)
 
     def _next_of(self, lane: int) -> list[Search]:
-        for index, odd in enumerate(self._odd[lane]):
-            if not odd:
-                continue
-            cuts = self._cuts[lane][index]
+        longer: list[Search] = []
+        while not longer:
+            index = next((index for index, odd in enumerate(self._odd[lane]) if odd), None)
+            if index is None:
+                break
+            odd, cuts = self._odd[lane][index], self._cuts[lane][index]
             starts = sorted(odd)
             odd.clear()
             searches = [Search(lane, index, lo, self._end(cuts, lo)) for lo in starts]
@@ -363,8 +374,7 @@ class BobTwin:
                 if search.hi - search.lo == 1:
                     self._flip(search)
             longer = [search for search in searches if search.hi - search.lo > 1]
-            return longer or self._next_of(lane)
-        return []
+        return longer
 
     def _end(self, cuts: list[int], lo: int) -> int:
         after = bisect_right(cuts, lo)

@@ -202,3 +202,31 @@ def test_the_modern_set_leaks_little_and_leaves_nothing(size: int, blocks: int, 
         assert np.array_equal(theirs.bits, alice)
         efficiency.append(ours.leaked_bits / (size * binary_entropy(float(np.mean(alice != bob)))))
     assert np.mean(efficiency) <= 1.08
+
+
+@pytest.mark.parametrize("use_kernel", [None, False], ids=["as built", "twin"])
+@pytest.mark.parametrize("method", METHODS)
+@given(seed=st.integers(0, 2**32 - 1), size=st.integers(1, 300))
+@settings(max_examples=40, deadline=None)
+def test_contradictory_parities_end_cleanly(method: str, use_kernel: bool | None, seed: int, size: int) -> None:
+    """A liar answers every query at random: Bob ends, with a failure or an error, and never searches for ever."""
+    generator = np.random.default_rng(seed)
+    alice, bits = noisy_pair(size, 0.1, seed)
+    honest = make_party(method, "alice", alice, 0.1, b"seed", use_kernel=use_kernel)
+    bob = make_party(method, "bob", bits, 0.1, b"seed", use_kernel=use_kernel)
+    message = honest.start()
+    try:
+        for _ in range(10 * size + 1000):
+            assert message is not None
+            lie = bytearray(message)
+            flips = generator.integers(0, 256, len(lie) - 1, dtype=np.uint8)
+            lie[1:] = (np.frombuffer(message, np.uint8)[1:] ^ (flips & generator.integers(0, 256))).tobytes()
+            reply = bob.receive(bytes(lie))
+            if bob.outcome is not None or reply is None:
+                return
+            message = honest.receive(reply)
+            if message is None:
+                return
+    except ReconciliationError:
+        return
+    raise AssertionError("the search did not end")
