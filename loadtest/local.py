@@ -45,9 +45,15 @@ def local_cluster(
 
 
 def _extend(config: Path, tables: Mapping[str, Mapping[str, Any]]) -> None:
-    """Add keys to tables of a node's file: below the table's header if it is there, as a new table otherwise."""
+    """Add keys to tables of a node's file: below the table's header if it is there, as a new table otherwise.
+
+    A link's table (`link."ID"` and what is below it) goes to the two nodes that have the link.
+    """
     lines = config.read_text("utf-8").splitlines()
+    links = {line.partition("]")[0].removeprefix("[") for line in lines if line.startswith("[link.")}
     for table, keys in tables.items():
+        if table.startswith("link.") and not any(table.startswith(link) for link in links):
+            continue
         header = f"[{table}]"
         at = next((number for number, line in enumerate(lines) if line.startswith(header)), None)
         if at is None:

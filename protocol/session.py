@@ -20,7 +20,7 @@ from protocol.assessment import Assessment, BlockSuspect, Sifting, WatchParamete
 from protocol.authentication import MESSAGE_BYTES_MAX, PAD_BYTES, Authenticator, ForgedMessage, KeyExhausted
 from protocol.distill import bounds
 from protocol.distill.amplification import amplification_seed_bits, amplify
-from protocol.distill.reconciliation import Outcome, Party, ReconciliationError, Role, make_party
+from protocol.distill.reconciliation import METHODS, Outcome, Party, ReconciliationError, Role, make_party
 from protocol.distill.verification import SEED_SIZE_BYTES, collision_bound, tag_bits_for, tags_agree, verification_tag
 from protocol.entropy import Entropy
 from protocol.keys import KeyMaterial
@@ -45,7 +45,7 @@ from protocol.messages import (
     unpack_bits,
     unpack_positions,
 )
-from protocol.parameters import ParameterError, require
+from protocol.parameters import ParameterError, require, require_range
 from protocol.quantum.link import Choices, LightError, LinkParameters, Receiver, Transmitter
 
 COMMITMENT_BYTES: Final = 32
@@ -70,33 +70,39 @@ RECONCILIATION_QBER_MIN: Final = 0.002
 """Reconciliation is tuned for at least this error rate: a test sample without errors does not promise a key without."""
 
 
+_OWN_KEYS: Final = ("method", "round_trip_ms")
+
+
 @dataclass(frozen=True, slots=True)
 class SessionParameters:
     """How blocks are distilled; both ends must agree on it.
 
     security: the ε's of the proof. watch: when a block counts as attacked. method: a name known to
-    `reconciliation.make_party`.
+    `reconciliation.make_party`; "auto" decides by block size, error rate and `round_trip_ms` (0.01 to 10,000), the time
+    that a message and its answer take between the two ends, computing included.
     """
 
     security: bounds.SecurityParameters
     watch: WatchParameters = field(default_factory=WatchParameters)
-    method: str = "cascade-original"
+    method: str = "cascade-fast"
+    round_trip_ms: float = 5.0
 
     def __post_init__(self) -> None:
-        require(0 < len(self.method) <= 32, "method must be the name of a reconciliation method")
+        require(self.method in METHODS, f"method is {self.method!r}; it must be one of {', '.join(METHODS)}")
+        require_range("round_trip_ms", self.round_trip_ms, 0.01, 1e4, "ms")
 
     @classmethod
     def from_mapping(cls, table: Mapping[str, Any]) -> "SessionParameters":
         """Build from a [distillation] table. Raises ParameterError naming unknown keys and the valid ones."""
         records = {"security": bounds.SecurityParameters, "watch": WatchParameters}
         names = {part: [each.name for each in fields(record)] for part, record in records.items()}
-        valid = ["method", *names["watch"], *names["security"]]
+        valid = [*_OWN_KEYS, *names["watch"], *names["security"]]
         if unknown := [key for key in table if key not in valid]:
             raise ParameterError(f"unknown key {unknown[0]!r} in [distillation]; the valid keys are {', '.join(valid)}")
         parts: dict[str, Any] = {
             part: record(**{key: table[key] for key in names[part] if key in table}) for part, record in records.items()
         }
-        return cls(**parts, **{key: table[key] for key in ("method",) if key in table})
+        return cls(**parts, **{key: table[key] for key in _OWN_KEYS if key in table})
 
     def digest(self, link: LinkParameters) -> bytes:
         """Return the name of everything that both ends of a link must have configured alike."""
@@ -335,7 +341,7 @@ class _Distilling(_Session):
         sifting: Sifting,
         assessment: Assessment,
         length: bounds.KeyLength,
-        leaked_bits: int,
+        outcome: Outcome,
         corrected_errors: int,
         authentication_bytes: int,
     ) -> dict[str, Any]:
@@ -345,17 +351,19 @@ class _Distilling(_Session):
             "sifted_bits": len(sifting.key_bits) + assessment.test_bits,
             "sample_bits": assessment.test_bits,
             "qber_ppm": assessment.qber_ppm,
-            "leaked_bits": leaked_bits,
+            "leaked_bits": outcome.leaked_bits,
             "corrected_errors": corrected_errors,
             "verification_bits": self._tag_bits(len(sifting.key_bits)),
             "authentication_bits": 8 * authentication_bytes,
             "security_millibits": math.floor(-1000 * math.log2(length.epsilon_total)),
             "proof": length.proof,
-            "method": self._parameters.method,
+            "method": outcome.method,
         }
 
     def _party(self, role: Role, bits: NDArray[np.uint8], qber: float, seed: bytes) -> Party:
-        return make_party(self._parameters.method, role, bits, max(qber, RECONCILIATION_QBER_MIN), seed)
+        method = self._parameters.method
+        options = {"round_trip_s": self._parameters.round_trip_ms / 1e3} if method == "auto" else {}
+        return make_party(method, role, bits, max(qber, RECONCILIATION_QBER_MIN), seed, **options)
 
 
 class AliceSession(_Distilling):
@@ -460,7 +468,7 @@ class AliceSession(_Distilling):
         )
         message = self._message(finish)
         numbers = self._numbers(
-            self._pulse_count, sifting, assessment, length, leaked_bits, claimed.corrected_errors, sent + received
+            self._pulse_count, sifting, assessment, length, outcome, claimed.corrected_errors, sent + received
         )
         secret = _amplified(sifting.key_bits, finish)
         block = _split(secret, finish.refill_bytes, numbers, self._expiry_height)
@@ -577,7 +585,7 @@ class BobSession(_Distilling):
             sifting,
             assessment,
             length,
-            outcome.leaked_bits,
+            outcome,
             outcome.corrected_errors or 0,
             used,
         )

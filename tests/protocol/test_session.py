@@ -241,7 +241,7 @@ def test_the_figures_of_an_honest_run_are_what_was_said(honest: Wire) -> None:
     assert block.verification_bits == 8 * len(finish.verification_tag)
     assert block.secret_bits == finish.secret_bits
     assert 0 < block.secret_bits < block.sifted_bits - block.sample_bits - block.leaked_bits
-    assert block.method == "cascade-original" and block.expiry_height == 2000
+    assert block.method == "cascade-fast" and block.expiry_height == 2000
 
 
 def test_authentication_bits_are_what_the_authenticators_say(honest: Wire) -> None:
