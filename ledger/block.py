@@ -1,4 +1,4 @@
-"""Blocks: a header that names everything agreed on, and the bundles it orders.
+"""Blocks: a header that names everything agreed on, and the bundles it orders (row S0-B1).
 
 The header's digest is what validators vote on; it does not contain the view, so that a later leader can re-propose the
 same block (SPEC 4.1, 4.2).

@@ -1,4 +1,4 @@
-"""One height of the commit protocol: Simplex with re-proposals (SPEC 4, rules 1 to 7).
+"""One height of the commit protocol: Simplex with re-proposals (SPEC 4, rules 1 to 7) (row S0-B2).
 
 Decides what to say, when to move to the next view and when the height is done. It neither signs nor sends: the replica
 performs one `Action` at a time and feeds the result back. Safety rests on the rules alone, never on the timers.
