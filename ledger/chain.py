@@ -1,4 +1,4 @@
-"""The committed chain of one node: its tip, its state, and the way a block is appended, replayed and looked up (row S0-B1).
+"""The committed chain of one node (row S0-B1): its tip, its state, how a block is appended, replayed and looked up.
 
 Decides whether a header extends the tip and keeps recent blocks at hand; older ones are read through an `Archive`.
 Replay at start executes every stored block again (about 30 µs a transaction), without signature checks: the bytes were

@@ -1,4 +1,4 @@
-"""Statements of validators, the certificates they add up to, and the book that collects them for one height (row S0-B2).
+"""Statements of validators, the certificates they add up to, and the book of one height that collects them (S0-B2).
 
 A statement is signed over a domain-separated tuple with the chain, the validator set, height and view (SPEC 4.1). A
 certificate is q statements of distinct validators that say the same. What to say when is decided in `consensus`.
