@@ -98,3 +98,15 @@ def keys(rate: float | None, clients: int, seconds: float, as_json: bool) -> Non
     from loadtest.bench_keys import run
 
     _emit(run(rate, clients, seconds), as_json)
+
+
+@bench.command()
+@click.option("--sessions", type=count, default=30, show_default=True, help="Sessions of 2,048 raw bits.")
+@click.option("--devices", type=count, default=200, show_default=True, help="Devices at one reading per second each.")
+@click.option("--seconds", type=click.FloatRange(2, 3600), default=20.0, show_default=True, help="For how long.")
+@json_option
+def device(sessions: int, devices: int, seconds: float, as_json: bool) -> None:
+    """Devices over Mosquitto: session time, round trip of a reading, many devices, a device's memory."""
+    from loadtest.bench_device import run
+
+    _emit(run(sessions, devices, seconds), as_json)

@@ -44,6 +44,7 @@ EXIT_CODES: Final = {
     "TransportError": 5,
     "DeviceError": 3,
     "DeviceRefused": 6,
+    "BrokerError": 5,
     "EntropyFailure": 1,
 }
 

@@ -22,7 +22,7 @@ from protocol.lightweight import enrolment
 from protocol.lightweight.channel import NODE, Channel, Forged, sequence_of, session_counter
 from protocol.lightweight.enrolment import Enrol, EnrolmentRefused
 from protocol.lightweight.length import DevicePolicy
-from protocol.lightweight.node import ATTACK_QBER, QBER_LEVELS, NodeSession, require_device_link
+from protocol.lightweight.node import ATTACK_QBER, QBER_LEVELS, NodeSession, described_code, require_device_link
 from protocol.lightweight.telemetry import Header, ReplayWindow, TelemetryError, TelemetryKey
 from protocol.parameters import ParameterError
 from protocol.quantum.eavesdropper import make_eavesdropper
@@ -141,6 +141,7 @@ class Devices:
         self._enrolments: dict[bytes, _Enrolment] = {}
         self._refusals: dict[str, int] = {}
         self._restore(stored)
+        context.run(_build_codes, lambda _result, _error: None)
 
     # ---- requests
 
@@ -526,6 +527,12 @@ class Devices:
 
     def _respond(self, request_id: int, answer: Any) -> None:
         self._context.do(Respond(request_id, answer))
+
+
+def _build_codes() -> None:
+    """Build the codes that most sessions use before a device waits for one."""
+    for frame_bits in (2048, 4096):
+        described_code(frame_bits, QBER_LEVELS[0])
 
 
 def _refusal(known: DeviceState | None, device: _Device | None, node_id: str) -> str | None:

@@ -5,10 +5,16 @@ node's, or the device's. These identities are unknown to the HTTPS door on purpo
 there. Decides no topics (`qnode.api.mqtt`).
 """
 
+import contextlib
 import datetime
 import getpass
 import json
 import os
+import shutil
+import socket
+import subprocess
+import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final, cast
 
@@ -21,6 +27,7 @@ from qnode.io.certificates import Authority, Identity, Kind
 QUEUED_MESSAGES_MAX: Final = 10_000
 """Per client: what the broker keeps for a node or device that is away."""
 MESSAGE_BYTES_MAX: Final = 131_072
+START_TIMEOUT_S: Final = 10.0
 
 
 def authority_of(cluster: Path) -> Authority:
@@ -73,6 +80,43 @@ def device_table(directory: Path, node_id: str, host: str, port: int) -> dict[st
 def toml_table(name: str, values: dict[str, Any]) -> str:
     """Return one TOML table of strings and numbers."""
     return "\n".join([f"\n[{name}]", *(f"{key} = {json.dumps(value)}" for key, value in values.items())]) + "\n"
+
+
+class BrokerError(RuntimeError):
+    """The broker does not run; the message says why and what to do."""
+
+
+def find_mosquitto() -> str:
+    """Return the path of Mosquitto. Raises BrokerError with how to get it."""
+    found = shutil.which("mosquitto", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/usr/local/sbin")
+    if found is None:
+        raise BrokerError("mosquitto is not installed: apt-get install mosquitto (or its like) brings it")
+    return found
+
+
+@contextlib.contextmanager
+def running_broker(directory: Path, host: str, port: int) -> Iterator["subprocess.Popen[bytes]"]:
+    """Run the broker that `write_broker` described, until the block ends. Raises BrokerError."""
+    command = [find_mosquitto(), "-c", str(directory / "mosquitto.conf")]
+    with (directory / "mosquitto.log").open("ab") as log:
+        process = subprocess.Popen(command, stdout=log, stderr=log)
+    try:
+        await_broker(process, directory, host, port)
+        yield process
+    finally:
+        process.terminate()
+        process.wait(10)
+
+
+def await_broker(process: "subprocess.Popen[bytes]", directory: Path, host: str, port: int) -> None:
+    """Return when the broker listens. Raises BrokerError with the end of its log."""
+    end_s = time.monotonic() + START_TIMEOUT_S
+    while time.monotonic() < end_s and process.poll() is None:
+        with contextlib.suppress(OSError), socket.create_connection((host, port), 1):
+            return
+        time.sleep(0.02)
+    said = (directory / "mosquitto.log").read_text("utf-8", "replace").strip()[-300:]
+    raise BrokerError(f"mosquitto does not listen on {host}:{port}: {said or 'it says nothing'}")
 
 
 def _configuration(directory: Path, host: str, port: int) -> str:

@@ -8,6 +8,7 @@ comes twice is found by the node, which numbers everything.
 import asyncio
 import contextlib
 import json
+import socket
 import ssl
 from collections.abc import Awaitable, Callable
 from typing import IO, Any, Final
@@ -142,6 +143,7 @@ class MqttDoor:
             properties=session_properties(),
             tls_context=self._context,
             keepalive=KEEP_ALIVE_S,
+            socket_options=((socket.IPPROTO_TCP, socket.TCP_NODELAY, 1),),  # a session is many small messages
             timeout=10,
             max_inflight_messages=1000,
             will=aiomqtt.Will(f"{ROOT}/{self._node_id}/status", b"offline", qos=1, retain=True),

@@ -8,6 +8,7 @@ import asyncio
 import contextlib
 import os
 import random
+import socket
 import ssl
 import time
 from collections.abc import Iterable, Iterator
@@ -192,6 +193,7 @@ class DeviceProcess:
             properties=properties,
             tls_context=self._tls,
             keepalive=KEEP_ALIVE_S,
+            socket_options=((socket.IPPROTO_TCP, socket.TCP_NODELAY, 1),),  # a session is many small messages
             timeout=10,
             will=aiomqtt.Will(f"{self._prefix}/up/status", b"lost", qos=1),
         )
