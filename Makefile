@@ -5,7 +5,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help demo setup test check format figures bench-distill simulate lock clean
+.PHONY: help demo setup test check format figures bench-distill sanitize simulate lock clean
 
 help:
 	@echo "make demo   start four nodes, make quantum keys, deliver them, attack a link (leaves demo-report.json)"
@@ -53,6 +53,14 @@ format: $(VENV)/.dev
 figures: $(VENV)/.dev
 	$(BIN)/python docs/draw_architecture.py
 	$(BIN)/python -m loadtest.figures
+
+# Measure every reconciliation method over QBER and block size, and write the table into docs/performance.md.
+bench-distill: $(VENV)/.dev
+	$(BIN)/python -m loadtest.bench_distill --into docs/performance.md
+
+# The kernels under AddressSanitizer and UndefinedBehaviorSanitizer (a minute; needs gcc).
+sanitize: $(VENV)/.dev
+	sh tests/protocol/kernels/sanitize.sh $(BIN)/python
 
 lock:
 	uv pip compile -q --upgrade --universal --python-version 3.11 --generate-hashes --no-header requirements.in -o requirements.lock

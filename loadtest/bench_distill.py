@@ -8,6 +8,7 @@ QBER × size × method as Markdown.
 import argparse
 import statistics
 import time
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -168,18 +169,39 @@ def table_row(size_bits: int, qber: float, method: str, seconds: float) -> str:
     return f"| {' | '.join(cells)} | {failures}/{len(runs)} |"
 
 
+BEGIN_MARK = "<!-- the table below is written by `make bench-distill` -->"
+END_MARK = "<!-- end of the table -->"
+
+
+def write_table(path: Path, table: str) -> None:
+    """Put the table between the two marks of a document. Raises ValueError when it has no such marks."""
+    text = path.read_text("utf-8")
+    before, begun, rest = text.partition(BEGIN_MARK)
+    _, ended, after = rest.partition(END_MARK)
+    if not begun or not ended:
+        raise ValueError(f"{path} has no place for the table: it needs the lines {BEGIN_MARK} and {END_MARK}")
+    path.write_text(f"{before}{BEGIN_MARK}\n\n{table}\n\n{END_MARK}{after}", "utf-8")
+
+
 def main() -> None:
-    """Print the table."""
+    """Print the table, and write it into a document on request."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seconds", type=float, default=1.0, help="about how long to measure each line")
-    seconds = parser.parse_args().seconds
-    print(f"Kernels: {kernels.implementation()}. Both sides' work on one core, processor time; medians.\n")
-    print("| QBER | bits | method | Mbit/s | f | round trips | failed |")
-    print("|---|---|---|---|---|---|---|")
+    parser.add_argument("--into", type=Path, help="a document whose table is replaced by this one")
+    arguments = parser.parse_args()
+    lines = [
+        f"Kernels: {kernels.implementation()}. Both sides' work on one core, processor time; medians.\n",
+        "| QBER | bits | method | Mbit/s | f | round trips | failed |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    print("\n".join(lines))
     for method in TABLE_METHODS:
         for size_bits in TABLE_SIZES_BITS:
             for qber in TABLE_QBERS:
-                print(table_row(size_bits, qber, method, seconds), flush=True)
+                lines.append(table_row(size_bits, qber, method, arguments.seconds))
+                print(lines[-1], flush=True)
+    if arguments.into is not None:
+        write_table(arguments.into, "\n".join(lines))
 
 
 if __name__ == "__main__":

@@ -26,5 +26,6 @@ assert kernels.__file__.startswith('$work'), kernels.__file__
 assert kernels.library is not None, 'the kernels were not built'
 import pytest
 sys.exit(pytest.main(['-q', '-p', 'no:cacheprovider', 'tests/protocol/kernels/test_distillation_kernels.py',
-                      'tests/protocol/distill/test_cascade.py', 'tests/protocol/distill/test_ldpc.py']))
+                      'tests/protocol/distill/test_cascade.py', 'tests/protocol/distill/test_ldpc.py',
+                      'tests/protocol/quantum/test_emulation_kernel.py']))
 "
