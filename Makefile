@@ -12,6 +12,7 @@ help:
 	@echo "make test   pass all tests"
 	@echo "make check  format, lint, strict types, import contracts, fast tests"
 	@echo "make setup  only create $(VENV) with everything"
+	@echo "make simulate SEED=7  one network with faults in virtual time, step by step"
 	@echo "make lock   pin the newest compatible versions in the lock files (needs uv)"
 
 $(VENV)/bin/python:
@@ -61,6 +62,11 @@ bench-distill: $(VENV)/.dev
 # The kernels under AddressSanitizer and UndefinedBehaviorSanitizer (a minute; needs gcc).
 sanitize: $(VENV)/.dev
 	sh tests/protocol/kernels/sanitize.sh $(BIN)/python
+
+# One run of the simulated network in virtual time, with its readable trace: make simulate SEED=7
+SEED ?= 7
+simulate: $(VENV)/.dev
+	$(BIN)/python -m loadtest simulate --seeds 1 --first-seed $(SEED) --trace
 
 lock:
 	uv pip compile -q --upgrade --universal --python-version 3.11 --generate-hashes --no-header requirements.in -o requirements.lock
