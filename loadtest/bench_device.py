@@ -8,6 +8,7 @@ per second, none of which may be missing; memory (PSS) and start of a device's o
 
 import asyncio
 import dataclasses
+import datetime
 import json
 import statistics
 import subprocess
@@ -16,6 +17,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -38,7 +40,8 @@ WARM_UP: Final = 3
 
 def run(sessions: int, devices: int, seconds: float) -> dict[str, Any]:
     """Measure everything; takes about 20 s more than `seconds`. Raises BenchFailed, BrokerError, ClusterError."""
-    with ward(["bench", "process"] + [f"d{number}" for number in range(devices)]) as (cluster, homes):
+    with ward(["bench", "process"] + [f"d{number}" for number in range(devices)]) as here:
+        cluster, homes = here.cluster, here.homes
         figures = asyncio.run(_one(homes["bench"], sessions))
         figures |= _process(homes["process"])
         figures |= asyncio.run(_many([homes[f"d{number}"] for number in range(devices)], seconds))
@@ -50,11 +53,19 @@ def run(sessions: int, devices: int, seconds: float) -> dict[str, Any]:
     return figures
 
 
-@contextmanager
-def ward(names: list[str]) -> Iterator[tuple[Cluster, dict[str, Path]]]:
-    """Yield a running cluster with a broker and the directories of enrolled (not yet started) devices."""
-    import datetime
+@dataclass(frozen=True)
+class Ward:
+    """A running cluster with a broker, and the directories of devices that were enrolled and not yet started."""
 
+    cluster: Cluster
+    broker: broker.Broker
+    port: int
+    homes: dict[str, Path]
+
+
+@contextmanager
+def ward(names: list[str]) -> Iterator[Ward]:
+    """Yield a ward in a temporary directory; everything is stopped at the end."""
     with tempfile.TemporaryDirectory(prefix="qnode-bench-") as scratch:
         directory = Path(scratch) / "cluster"
         plan = Plan(read_topology("ring", 4), profile="lab", log_level="warning")
@@ -76,13 +87,13 @@ def ward(names: list[str]) -> Iterator[tuple[Cluster, dict[str, Path]]]:
             with each.config.open("a", encoding="utf-8") as file:
                 file.write("\n[pool]\ntarget_bits = 16384\n")
         cluster = Cluster.open(directory)
-        with broker.running_broker(directory / "broker", "127.0.0.1", port):
+        with broker.Broker(directory / "broker", "127.0.0.1", port) as running:
             clusters.up(cluster, timeout_s=60)
             try:
                 homes = {name: directory / "devices" / name for name in names}
                 for name, home in homes.items():
                     write_enrolment(directory, NODE, name, "ecg-patch", home, 256, 33_219)
-                yield cluster, homes
+                yield Ward(cluster, running, port, homes)
             finally:
                 clusters.down(cluster, timeout_s=20)
 
@@ -153,11 +164,11 @@ async def _many(homes: list[Path], seconds: float) -> dict[str, Any]:
 
 
 def _process(home: Path) -> dict[str, Any]:
-    """Start one device as a process of its own: time to its first reading's file access, and memory while it sends."""
+    """One device as a process of its own: time until it reads its files, everything loaded; memory while it sends."""
     starts = []
     for _ in range(5):
         begun = time.monotonic()
-        subprocess.run([sys.executable, "-c", "import qnode.device.process"], check=True)
+        subprocess.run([sys.executable, "-m", "qnode", "device", "run", "nowhere"], capture_output=True)
         starts.append(time.monotonic() - begun)
     command = [sys.executable, "-m", "qnode", "device", "run", str(home), "--readings", "ecg.jsonl"]
     with subprocess.Popen([*command, "--interval-s", "0.05"], stdout=subprocess.DEVNULL) as process:

@@ -14,7 +14,6 @@ import shutil
 import socket
 import subprocess
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final, cast
 
@@ -94,21 +93,37 @@ def find_mosquitto() -> str:
     return found
 
 
-@contextlib.contextmanager
-def running_broker(directory: Path, host: str, port: int) -> Iterator["subprocess.Popen[bytes]"]:
-    """Run the broker that `write_broker` described, until the block ends. Raises BrokerError."""
-    command = [find_mosquitto(), "-c", str(directory / "mosquitto.conf")]
-    with (directory / "mosquitto.log").open("ab") as log:
-        process = subprocess.Popen(command, stdout=log, stderr=log)
-    try:
-        await_broker(process, directory, host, port)
-        yield process
-    finally:
-        process.terminate()
-        process.wait(10)
+class Broker:
+    """A Mosquitto of our own, for demos, benches and tests: `start`, `stop`, or a `with` block."""
+
+    def __init__(self, directory: Path, host: str, port: int) -> None:
+        """`directory`: what `write_broker` wrote."""
+        self._directory = directory
+        self._address = host, port
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        """Start it and return when it listens. Raises BrokerError."""
+        command = [find_mosquitto(), "-c", str(self._directory / "mosquitto.conf")]
+        with (self._directory / "mosquitto.log").open("ab") as log:
+            self._process = subprocess.Popen(command, stdout=log, stderr=log)
+        _await_broker(self._process, self._directory, *self._address)
+
+    def stop(self) -> None:
+        """Stop it; its sessions stay on the disk."""
+        if self._process is not None:
+            self._process.terminate()
+            self._process.wait(10)
+
+    def __enter__(self) -> "Broker":
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
 
 
-def await_broker(process: "subprocess.Popen[bytes]", directory: Path, host: str, port: int) -> None:
+def _await_broker(process: "subprocess.Popen[bytes]", directory: Path, host: str, port: int) -> None:
     """Return when the broker listens. Raises BrokerError with the end of its log."""
     end_s = time.monotonic() + START_TIMEOUT_S
     while time.monotonic() < end_s and process.poll() is None:

@@ -34,6 +34,7 @@ TICK_S: Final = 0.25
 """How often unanswered frames are looked at; everything else happens when a frame or a reading comes."""
 ENROL_TIMEOUT_S: Final = 30.0
 ENROL_AGAIN_S: Final = 2.0
+CONNECT_PATIENCE_S: Final = 5.0
 
 
 class DeviceRefused(Exception):
@@ -126,6 +127,8 @@ class DeviceProcess:
     async def _send_all(self, pace: Pace, *tasks: "asyncio.Task[None]") -> None:
         agent = self.agent
         assert agent is not None
+        with contextlib.suppress(TimeoutError):  # without a broker readings wait in the agent
+            await asyncio.wait_for(self.connected.wait(), CONNECT_PATIENCE_S)
         due_s = time.monotonic()
         for number, reading in enumerate(pace.readings, 1):
             while not (out := agent.publish(reading, time.time_ns())):

@@ -1,0 +1,173 @@
+"""Devices over a real Mosquitto with TLS: keys, readings, a broker that restarts, strangers, bad input, revocation."""
+
+import asyncio
+import dataclasses
+import json
+import shutil
+import ssl
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import aiomqtt
+import pytest
+
+from loadtest.bench_device import Ward, ward
+from qnode.cluster import OPERATOR
+from qnode.device.process import DeviceProcess, DeviceRefused, Pace
+from qnode.device.store import Configuration, DeviceError
+
+pytestmark = [
+    pytest.mark.integration,
+    pytest.mark.timeout(120),
+    pytest.mark.skipif(
+        shutil.which("mosquitto", path="/usr/sbin:/usr/bin:/usr/local/sbin:/usr/local/bin") is None,
+        reason="mosquitto is not installed (Debian: apt-get install mosquitto)",
+    ),
+]
+
+
+@pytest.fixture(scope="module")
+def here() -> Iterator[Ward]:
+    with ward(["ecg-1", "ecg-2", "ecg-3", "ecg-4", "ecg-5", "ecg-6"]) as found:
+        yield found
+
+
+def entry(here: Ward, name: str) -> dict[str, Any]:
+    document = here.cluster.member("node-1").client(OPERATOR).call("GET", "/admin/v1/devices")
+    return next(each for each in document["devices"] if each["device_id"] == name)
+
+
+def numbers(count: int) -> list[bytes]:
+    return [str(number).encode() for number in range(count)]
+
+
+def context(home: Path) -> ssl.SSLContext:
+    made = ssl.create_default_context(cafile=str(home / "ca.crt"))
+    made.load_cert_chain(home / "device.crt", home / "device.key")
+    return made
+
+
+async def test_a_device_enrols_makes_a_key_and_sends(here: Ward) -> None:
+    process = DeviceProcess(Configuration.read(here.homes["ecg-1"]))
+    await process.run(Pace(numbers(50), 0.01))
+    assert process.agent is not None and process.agent.figures.receipts == 50
+    seen = entry(here, "ecg-1")
+    assert (seen["readings"], seen["missing"], seen["keys"]) == (50, 0, 1)
+
+
+async def test_a_broker_that_restarts_loses_no_reading_and_no_key(here: Ward) -> None:
+    process = DeviceProcess(Configuration.read(here.homes["ecg-2"]))
+    process._battery.profile = dataclasses.replace(process._profile, refresh_messages=25)
+    running = asyncio.create_task(process.run(Pace(numbers(120), 0.03)))
+    while process.agent is None or process.agent.figures.receipts < 30:
+        await asyncio.sleep(0.02)
+        assert not running.done(), running
+    here.broker.stop()
+    begun, figures = process.agent.figures.readings, process.agent.figures
+    await wait_until(lambda: figures.readings >= begun + 10)
+    here.broker.start()
+    await asyncio.wait_for(running, 60)
+    seen = entry(here, "ecg-2")
+    assert process.agent.figures.receipts == 120 == seen["readings"] and seen["missing"] == 0
+    assert process.agent.figures.keys == seen["keys"] >= 3 and process.connections >= 2
+
+
+async def test_strangers_and_other_devices_are_kept_out(here: Ward) -> None:
+    host, port = "127.0.0.1", here.port
+    with pytest.raises(aiomqtt.MqttError):
+        async with aiomqtt.Client(host, port, protocol=aiomqtt.ProtocolVersion.V5, timeout=5):
+            pass  # no TLS
+    nameless = ssl.create_default_context(cafile=str(here.homes["ecg-3"] / "ca.crt"))
+    with pytest.raises((aiomqtt.MqttError, OSError)):
+        async with aiomqtt.Client(
+            host, port, protocol=aiomqtt.ProtocolVersion.V5, tls_context=nameless, timeout=5
+        ) as client:
+            await client.publish("qnode/node-1/device/ecg-3/up/data", b"x", qos=1)  # no certificate
+    async with aiomqtt.Client(
+        host, port, protocol=aiomqtt.ProtocolVersion.V5, tls_context=context(here.homes["ecg-3"])
+    ) as client:
+        before = entry_of_refusals(here)
+        await client.publish("qnode/node-1/device/ecg-1/up/data", b"x" * 60, qos=1)  # another's: dropped by the ACL
+        await client.publish("qnode/node-1/device/ecg-3/up/data", b"x" * 60, qos=1)  # the way is open, and own
+        await wait_until(lambda: entry_of_refusals(here) > before)
+    assert entry_of_refusals(here) == before + 1
+
+
+def entry_of_refusals(here: Ward) -> int:
+    document = here.cluster.member("node-1").client(OPERATOR).call("GET", "/admin/v1/devices")
+    return sum(document["refusals"].values())
+
+
+async def wait_until(condition: Any) -> None:
+    for _ in range(200):
+        if condition():
+            return
+        await asyncio.sleep(0.05)
+    raise AssertionError("did not happen")
+
+
+async def test_garbage_and_oversized_payloads_leave_the_node_serving(here: Ward) -> None:
+    home = here.homes["ecg-4"]
+    process = DeviceProcess(Configuration.read(home))
+    await process.run(key_only=True)
+    before = entry_of_refusals(here)
+    async with aiomqtt.Client(
+        "127.0.0.1", here.port, protocol=aiomqtt.ProtocolVersion.V5, tls_context=context(home)
+    ) as client:
+        for channel in ("enrol", "session", "data", "status", "nonsense"):
+            for size in (0, 1, 26, 40, 5_000, 100_000):
+                await client.publish(f"qnode/node-1/device/ecg-4/up/{channel}", b"\xc1" * size, qos=1)
+    await wait_until(lambda: entry_of_refusals(here) >= before + 9)
+    again = DeviceProcess(Configuration.read(home))
+    await again.run(Pace(numbers(20), 0.01))
+    assert again.agent is not None and again.agent.figures.receipts == 20
+    assert entry(here, "ecg-4")["readings"] == 20
+
+
+async def test_a_revoked_device_is_cut_off(here: Ward) -> None:
+    process = DeviceProcess(Configuration.read(here.homes["ecg-5"]))
+    running = asyncio.create_task(process.run(Pace(numbers(10_000), 0.02)))
+    while process.agent is None or process.agent.figures.receipts < 5:
+        await asyncio.sleep(0.02)
+        assert not running.done(), running
+    client = here.cluster.member("node-1").client(OPERATOR)
+    await asyncio.to_thread(client.call, "DELETE", "/admin/v1/devices/ecg-5")
+    with pytest.raises(DeviceRefused, match="revoked"):
+        await asyncio.wait_for(running, 10)
+    again = DeviceProcess(Configuration.read(here.homes["ecg-5"]))
+    with pytest.raises(DeviceRefused, match="revoked"):
+        await asyncio.wait_for(again.run(Pace(numbers(500), 0.01)), 30)
+    blocks = client.call("GET", "/admin/v1/ledger/blocks?from=1&count=1000")["blocks"]
+    kinds = [tx for block in blocks for tx in block["transactions"] if tx.get("device_id") == "ecg-5"]
+    assert len(kinds) == 2 and all(tx["ok"] for tx in kinds)
+
+
+def test_the_command_line_runs_a_device_without_the_nodes_imports(here: Ward) -> None:
+    home = here.homes["ecg-6"]
+    command = ["device", "run", str(home), "--readings", "vital-signs.csv", "--interval-s", "0", "--count", "10"]
+    script = (
+        "import sys; sys.argv[1:] = sys.argv[1:]\n"
+        "import atexit\n"
+        "heavy = ('numpy', 'aiohttp', 'ledger', 'qnode.node', 'scipy', 'structlog', 'uvloop')\n"
+        "atexit.register(lambda: print('loaded', [name for name in heavy if name in sys.modules], file=sys.stderr))\n"
+        "from qnode.cli import main; main(sys.argv[1:])\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script, *command, "--json"], capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 0, done.stderr
+    said = json.loads(done.stdout)
+    assert said["receipts"] == 10 and said["keys"] == 1
+    assert "loaded []" in done.stderr
+
+
+async def test_a_device_without_its_broker_says_so(here: Ward, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("qnode.device.process.ENROL_TIMEOUT_S", 1.0)
+    shutil.copytree(here.homes["ecg-3"], tmp_path / "d")
+    table = json.loads((tmp_path / "d" / "device.json").read_text())
+    (tmp_path / "d" / "device.json").write_text(json.dumps(table | {"broker_port": 1}))
+    with pytest.raises(DeviceError, match="not reached"):
+        await DeviceProcess(Configuration.read(tmp_path / "d")).run(key_only=True)
