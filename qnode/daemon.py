@@ -95,8 +95,8 @@ async def serve(settings: NodeSettings, log: Log, ready: Ready) -> None:
             stack.push_async_callback(_mqtt(settings, figures.ask, log))
         gc.collect()
         gc.freeze()  # what lives now lives for ever: later collections need not look at it
-        # Records are freed by their reference counts; a collection finds hardly anything, yet a full one walks the whole
-        # chain's state in the middle of a round. So young ones come rarely, and full ones hardly ever.
+        # Records are freed by their reference counts; a collection finds hardly anything, yet a full one walks all of
+        # the chain's state in the middle of a round. So young ones come rarely, and full ones hardly ever.
         gc.set_threshold(50_000, 20, 100)
         addresses = {"peer_port": transport.listen_port, "api_port": api.listen_port}
         log.info("ready", start_ms=round((time.monotonic() - started_s) * 1e3), **addresses)
