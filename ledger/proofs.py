@@ -142,22 +142,31 @@ class StateProof:
 
     def members(self) -> tuple[Any, ...]:
         """Return the canonical members."""
-        leaf = () if self.trie.leaf is None else self.trie.leaf
-        return self.key, self.trie.branches, leaf, self.anchor.members()
+        return self.key, *trie_members(self.trie), self.anchor.members()
 
     @classmethod
     def from_members(cls, value: Any) -> Self:
         """Read what `members` returned. Raises MalformedEncoding."""
         key, branches, leaf, anchor = as_array(value, 4)
-        rows = tuple(tuple(as_bytes(child) for child in as_array(row, 16)) for row in as_array(branches))
-        end = as_array(leaf)
-        if len(end) not in (0, 2):
-            raise MalformedEncoding("a leaf is a path and a value, or nothing")
-        found = (as_bytes(end[0], DIGEST_SIZE_BYTES), as_bytes(end[1])) if end else None
-        return cls(as_bytes(key), TrieProof(rows, found), Anchor.from_members(anchor))
+        return cls(as_bytes(key), trie_from_members((branches, leaf)), Anchor.from_members(anchor))
 
 
 Proof = TransactionProof | StateProof
+
+
+def trie_members(trie: TrieProof) -> tuple[Any, ...]:
+    """Return the canonical members of a path in the state trie."""
+    return trie.branches, () if trie.leaf is None else trie.leaf
+
+
+def trie_from_members(value: Any) -> TrieProof:
+    """Read what `trie_members` returned. Raises MalformedEncoding."""
+    branches, leaf = as_array(value, 2)
+    rows = tuple(tuple(as_bytes(child) for child in as_array(row, 16)) for row in as_array(branches))
+    end = as_array(leaf)
+    if len(end) not in (0, 2):
+        raise MalformedEncoding("a leaf is a path and a value, or nothing")
+    return TrieProof(rows, (as_bytes(end[0], DIGEST_SIZE_BYTES), as_bytes(end[1])) if end else None)
 
 
 def _digests(value: Any) -> tuple[bytes, ...]:
@@ -194,8 +203,13 @@ def prove_entry(chain: Chain, key: bytes) -> StateProof:
 
     That is the state before the tip's block: an entry of the tip itself is provable one block later. Raises ProofError.
     """
+    return StateProof(key, chain.state.prove(key, previous=True), tip_anchor(chain))
+
+
+def tip_anchor(chain: Chain) -> Anchor:
+    """Return the tip's header and commit certificate: what certifies the state before its block. Raises ProofError."""
     block, certificate = _committed(chain, chain.height)
-    return StateProof(key, chain.state.prove(key, previous=True), Anchor(block.header, certificate))
+    return Anchor(block.header, certificate)
 
 
 def _committed(chain: Chain, height: int) -> tuple[Block, Certificate]:
