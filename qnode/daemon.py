@@ -29,7 +29,7 @@ from qnode.driver import Driver, Stopped, TooManyRequests
 from qnode.inputs import Answer, DocumentAnswer, GetNodeStatus, Request, RequestError
 from qnode.io import certificates, configuration
 from qnode.io.clock import SystemClock
-from qnode.io.entropy import OperatingSystemEntropy
+from qnode.io.entropy import node_entropy
 from qnode.io.jobs import Jobs
 from qnode.io.pidfile import PidFile
 from qnode.io.storage import Storage
@@ -66,7 +66,7 @@ async def serve(settings: NodeSettings, log: Log, ready: Ready) -> None:
     """
     started_s = time.monotonic()
     stopping = _stop_on_signals()
-    clock, entropy = SystemClock(), OperatingSystemEntropy()
+    clock, entropy = SystemClock(), node_entropy(settings.entropy)
     configuration.check_certificates(settings, datetime.datetime.now(datetime.UTC))
     genesis = configuration.read_genesis(settings)
     clock.require_after(genesis.time_ns - GENESIS_TOLERANCE_NS, "the genesis of this chain was written")

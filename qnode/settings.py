@@ -217,6 +217,12 @@ class NodeSettings:
     log_level: str = setting(
         "level", "what is written to the log", "info", choices=("debug", "info", "warning", "error")
     )
+    entropy: str = setting(
+        "source",
+        "where secret bits come from; the emulated quantum generator is conditioned and health-tested like a real one",
+        "system",
+        choices=("system", "emulated_qrng"),
+    )
     seed: int | None = setting(
         "number", "makes the emulated physics reproducible; secret bits never depend on it", None, low=0, high=2**63 - 1
     )
