@@ -110,6 +110,16 @@ class GetBlocks:
 
 
 @dataclass(frozen=True, slots=True)
+class GetProof:
+    """The proof that anybody can check offline of a delivered key (its ID as a UUID).
+
+    Answered by the next block where the key's record is not there yet, or not certified yet.
+    """
+
+    key_id: str
+
+
+@dataclass(frozen=True, slots=True)
 class SubmitTransactions:
     """Records of an operator or a bench, already encoded by `ledger.transactions`.
 
@@ -170,6 +180,7 @@ Request = (
     | GetNodeStatus
     | SetAttack
     | GetBlocks
+    | GetProof
     | SubmitTransactions
     | DeviceFrame
     | IssueEnrolment

@@ -6,6 +6,7 @@ only caller.
 """
 
 import random
+import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -15,7 +16,9 @@ import numpy as np
 from ledger import inputs as ledger_inputs
 from ledger import outputs as ledger_outputs
 from ledger.chain import Archive
+from ledger.delivery_proof import NotYetProvable, UnknownKey, prove_delivery
 from ledger.genesis import Genesis
+from ledger.proofs import ProofError
 from ledger.replica import Replica, ReplicaSettings
 from ledger.signatures import Signer, Verifier
 from ledger.state import State
@@ -36,6 +39,7 @@ from qnode.inputs import (
     GetKeys,
     GetKeysWithIds,
     GetNodeStatus,
+    GetProof,
     GetStatus,
     Input,
     IssueEnrolment,
@@ -69,6 +73,9 @@ which costs the audit trail and no key."""
 RECORDS_PER_SUBMISSION: Final = 1000
 
 BLOCKS_PER_REQUEST_MAX: Final = 1000
+
+PROOF_BLOCKS: Final = 2
+"""For so many blocks the proof of an unknown key waits for its record: one is under way, the next has what is here."""
 
 Stored = Mapping[str, list[tuple[bytes, bytes]]]
 
@@ -158,6 +165,7 @@ class Node:
         self._waiting_records: list[Transaction] = []
         self._submitters: dict[int, _Submitter] = {}  # by token, until the submission is admitted
         self._committers: dict[bytes, int] = {}  # last transaction of a submission → request that waits for its block
+        self._proof_waiters: list[tuple[int, bytes, int]] = []  # (request, key ID, last height to wait for it)
         self._housekeeping_ns = now_ns + HOUSEKEEPING_NS
         self._tell_replica(ledger_inputs.Started())
         self._settle()
@@ -359,6 +367,10 @@ class Node:
             if expiry_height < news.height:
                 self._context.write(self._keys.discard(link_id, block_number))
                 self._links[link_id].forget_unrecorded(block_number)
+        if self._proof_waiters:
+            waiters, self._proof_waiters = self._proof_waiters, []
+            for waiter in waiters:
+                self._prove(*waiter)
 
     # ---- requests
 
@@ -381,6 +393,31 @@ class Node:
             case GetBlocks(first_height, count):
                 blocks = self._replica.blocks(first_height, min(count, BLOCKS_PER_REQUEST_MAX))
                 self._context.do(Respond(request_id, DocumentAnswer({"blocks": blocks})))
+            case GetProof(key_id):
+                try:
+                    wanted = uuid.UUID(key_id).bytes
+                except ValueError:
+                    self._context.do(Respond(request_id, RequestError(400, "the key ID is not a UUID")))
+                else:
+                    self._prove(request_id, wanted, self._replica.height + PROOF_BLOCKS)
+
+    def _prove(self, request_id: int, key_id: bytes, last_height: int) -> None:
+        """Answer with the proof of a delivered key, or wait for the block that makes it possible (S0-B4)."""
+        height = self._replica.height
+        answer: DocumentAnswer | RequestError
+        try:
+            answer = DocumentAnswer(prove_delivery(self._replica.chain, key_id).document(self._setup.genesis))
+        except NotYetProvable:
+            self._proof_waiters.append((request_id, key_id, last_height))
+            return
+        except UnknownKey as error:
+            if height < last_height:
+                self._proof_waiters.append((request_id, key_id, last_height))
+                return
+            answer = RequestError(404, f"{error}; was it delivered by this network, and its record committed?")
+        except ProofError as error:
+            answer = RequestError(503, str(error))
+        self._context.do(Respond(request_id, answer))
 
     def _submit_for(self, request_id: int, request: SubmitTransactions) -> None:
         """Submit a caller's records; he hears when they are admitted, or when the last of them is committed."""

@@ -1,4 +1,4 @@
-"""The operator's door: status, links, attacks on emulated links, blocks of the chain, transactions of a bench.
+"""The operator's door: status, links, attacks on emulated links, the chain and proofs from it, transactions of a bench.
 
 Open to operator certificates only. Decides the form of requests; all content comes from the node.
 """
@@ -9,7 +9,7 @@ import math
 from typing import Any, Final
 
 from qnode.api.http import Ask, Call, CallError, Reply, decimal, document_reply, raise_refusal
-from qnode.inputs import DocumentAnswer, GetBlocks, GetNodeStatus, Request, SetAttack, SubmitTransactions
+from qnode.inputs import DocumentAnswer, GetBlocks, GetNodeStatus, GetProof, Request, SetAttack, SubmitTransactions
 
 BLOCKS_PER_CALL_MAX: Final = 1000  # some hundred kilobytes of summaries; a caller pages on with `from`
 TRANSACTIONS_PER_CALL_MAX: Final = 4096  # one full bundle
@@ -46,12 +46,18 @@ class Admin:
             case ("ledger", "blocks"):
                 call.require_method("GET")
                 return document_reply(await self._document(_blocks(call)))
+            case ("ledger", "proofs", key_id):
+                call.require_method("GET")
+                call.parameters()
+                return document_reply(await self._document(GetProof(key_id)))
             case ("ledger", "transactions"):
                 call.require_method("POST")
                 call.parameters()
                 return document_reply(await self._document(await _transactions(call)))
         raise CallError(
-            404, "unknown path; here are status, links, links/{id}/attack, ledger/blocks, ledger/transactions"
+            404,
+            "unknown path; here are status, links, links/{id}/attack, ledger/blocks, ledger/proofs/{key_ID}, "
+            "ledger/transactions",
         )
 
     async def _document(self, request: Request) -> dict[str, Any]:

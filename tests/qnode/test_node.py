@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ledger.delivery_proof import check_delivery
 from protocol.messages import Record
 from qnode.effects import Disconnect, Effect, Respond
 from qnode.inputs import (
@@ -14,6 +15,8 @@ from qnode.inputs import (
     GetBlocks,
     GetKeys,
     GetNodeStatus,
+    GetProof,
+    KeysAnswer,
     PeerConnected,
     PeerLost,
     Requested,
@@ -189,6 +192,29 @@ def test_submitted_nonsense_is_refused_with_a_reason(shared: Cluster) -> None:
         refused = shared.answer("node-1", SubmitTransactions(nonsense))
         assert isinstance(refused, RequestError | DocumentAnswer)
         assert not nonsense or isinstance(refused, RequestError)
+
+
+def test_a_key_is_proved_as_soon_as_it_was_delivered() -> None:
+    """Over two links; the proof waits for the blocks that it needs, and holds with the genesis alone."""
+    net = cluster(3)
+    keys = net.answer("node-1", GetKeys("sae-1", "sae-3"))
+    assert isinstance(keys, KeysAnswer)
+    (key,) = keys.keys
+    for name in ("node-1", "node-2"):
+        answered = net.answer(name, GetProof(key.key_id))
+        assert isinstance(answered, DocumentAnswer), answered
+        statement = check_delivery(json.loads(json.dumps(answered.document)), net.genesis)
+        assert statement.ok and statement.key_id == key.key_id
+        assert statement.record.path == ("node-1", "node-2", "node-3")
+        assert dict(statement.ends) == {"link-1-2": ("node-1", "node-2"), "link-2-3": ("node-2", "node-3")}
+        assert statement.security_millibits is not None and statement.security_millibits > 0
+        assert key.key.reveal().hex() not in json.dumps(answered.document)
+
+
+@pytest.mark.parametrize(("key_id", "status"), [("x", 400), ("00000000-0000-4000-8000-000000000000", 404)])
+def test_no_proof_without_a_delivery(shared: Cluster, key_id: str, status: int) -> None:
+    refused = shared.answer("node-1", GetProof(key_id))
+    assert isinstance(refused, RequestError) and refused.status == status
 
 
 # ---- time

@@ -25,6 +25,7 @@ from qnode.inputs import (
     DocumentAnswer,
     GetBlocks,
     GetNodeStatus,
+    GetProof,
     KeysAnswer,
     Request,
     SetAttack,
@@ -252,6 +253,7 @@ async def test_the_operators_door(listener: Listener) -> None:
     await listener.call("operator", "POST", "/admin/v1/links/l%2F1/attack", attack)
     await listener.call("operator", "DELETE", "/admin/v1/links/l/attack")
     await listener.call("operator", "GET", "/admin/v1/ledger/blocks?from=5&count=7")
+    await listener.call("operator", "GET", "/admin/v1/ledger/proofs/an%20ID")
     await listener.call("operator", "POST", "/admin/v1/ledger/transactions", {"transactions": ["AAE=", ""]})
     assert listener.asked == [
         GetNodeStatus(),
@@ -259,6 +261,7 @@ async def test_the_operators_door(listener: Listener) -> None:
         SetAttack("l/1", "intercept_resend", (("a", 0.5), ("fraction", 1.0))),
         SetAttack("l", None),
         GetBlocks(5, 7),
+        GetProof("an ID"),
         SubmitTransactions((b"\x00\x01", b"")),
     ]
 
@@ -272,6 +275,9 @@ async def test_the_operators_door(listener: Listener) -> None:
         ("POST", "/admin/v1/links/l/attack", {"kind": "x", "parameters": {"a": 10**400}}, 400),
         ("GET", "/admin/v1/ledger/blocks?count=0", None, 400),
         ("GET", "/admin/v1/ledger/blocks?from=x", None, 400),
+        ("GET", "/admin/v1/ledger/proofs/x?y=z", None, 400),
+        ("GET", "/admin/v1/ledger/proofs", None, 404),
+        ("POST", "/admin/v1/ledger/proofs/x", None, 405),
         ("POST", "/admin/v1/ledger/transactions", {"transactions": ["?"]}, 400),
         ("POST", "/admin/v1/ledger/transactions", {"transactions": [1]}, 400),
         ("DELETE", "/admin/v1/status", None, 405),
