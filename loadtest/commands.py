@@ -45,6 +45,7 @@ def bench() -> None:
       qnode bench distill --sifted-bits 1e6 --qber 0.02 --method auto --json
       qnode bench amplify --bits 1e6 --ratio 0.5 --json
       qnode bench keys --rate 100 --seconds 10 --json
+      qnode bench ledger --nodes 4 --seconds 20 --json
     """
 
 
@@ -98,6 +99,18 @@ def keys(rate: float | None, clients: int, seconds: float, as_json: bool) -> Non
     from loadtest.bench_keys import run
 
     _emit(run(rate, clients, seconds), as_json)
+
+
+@bench.command()
+@click.option("--nodes", type=click.IntRange(2, 64), default=4, show_default=True, help="Daemons, in a full mesh.")
+@click.option("--rate", type=click.FloatRange(0, min_open=True), help="Records per second; as many as go without.")
+@click.option("--seconds", type=click.FloatRange(1, 3600), default=20.0, show_default=True, help="How long.")
+@json_option
+def ledger(nodes: int, rate: float | None, seconds: float, as_json: bool) -> None:
+    """Key-life-cycle records that real daemons commit, and how soon."""
+    from loadtest.bench_ledger import run
+
+    _emit(run(nodes, rate, seconds), as_json)
 
 
 @bench.command()
