@@ -26,7 +26,6 @@ from qnode import cluster as clusters
 from qnode.api import broker
 from qnode.cluster import OPERATOR, Cluster
 from qnode.commands.device import write_enrolment
-from qnode.device.energy import Profile
 from qnode.device.process import DeviceProcess, Pace, cycled
 from qnode.device.readings import recorded, shipped
 from qnode.device.store import Configuration
@@ -73,16 +72,8 @@ def ward(names: list[str]) -> Iterator[Ward]:
         cluster = Cluster.open(directory)
         (port,) = free_ports("127.0.0.1", 1, None)
         nodes = [member.settings.node_id for member in cluster.members]
-        broker.write_broker(directory, directory / "broker", "127.0.0.1", port, (), nodes)
-        stem = directory / NODE / "mqtt"
-        authority = broker.authority_of(directory)
-        broker.write_client(authority, "mqtt", NODE, stem.with_suffix(".crt"), stem.with_suffix(".key"))
-        member = cluster.member(NODE)
-        table = broker.device_table(directory / "broker", NODE, "127.0.0.1", port)
-        # Links between nodes have their own benches: a full pool keeps them from disturbing this one.
-        with member.config.open("a", encoding="utf-8") as file:
-            file.write(broker.toml_table("devices", table))
-        cluster = Cluster.open(directory)
+        broker.attach(directory, NODE, nodes, "127.0.0.1", port, ())
+        # Links between nodes have their own benches: a small pool keeps them from disturbing this one.
         for each in cluster.members:
             with each.config.open("a", encoding="utf-8") as file:
                 file.write("\n[pool]\ntarget_bits = 16384\n")
@@ -100,9 +91,7 @@ def ward(names: list[str]) -> Iterator[Ward]:
 
 def _prepared(home: Path, **changed: Any) -> DeviceProcess:
     process = DeviceProcess(Configuration.read(home))
-    profile: Profile = dataclasses.replace(process._profile, **changed)
-    process._profile = profile
-    process._battery.profile = profile
+    process.use_profile(dataclasses.replace(process.profile, **changed))
     return process
 
 
@@ -112,9 +101,7 @@ async def _one(home: Path, sessions: int) -> dict[str, Any]:
     task = asyncio.create_task(process.run(Pace(_forever(), 0.05)))
     agent = await _agent_of(process, task)
     while agent.figures.keys < sessions + WARM_UP:
-        if not agent.in_session and agent.unanswered == 0:
-            await process._send(agent.begin_session(time.time_ns()))
-        await asyncio.sleep(0.002)
+        await process.renew_key()
         _raise(task)
     agent.figures.receipt_ms.clear()
     while len(agent.figures.receipt_ms) < 200:

@@ -65,20 +65,22 @@ def write_broker(
     (directory / "mosquitto.conf").write_text(_configuration(directory.resolve(), host, port), "utf-8")
 
 
-def device_table(directory: Path, node_id: str, host: str, port: int) -> dict[str, Any]:
-    """Return the node's [devices] table for this broker; paths relative to the node's file."""
-    return {
+def attach(cluster: Path, node_id: str, node_ids: list[str], host: str, port: int, names: tuple[str, ...]) -> Path:
+    """Write CLUSTER/broker, the node's certificate for it, and the [devices] table of the node; return the former."""
+    directory = cluster / "broker"
+    write_broker(cluster, directory, host, port, names, node_ids)
+    certificate, key = (cluster / node_id / f"mqtt.{suffix}" for suffix in ("crt", "key"))
+    write_client(authority_of(cluster), "mqtt", node_id, certificate, key)
+    table: dict[str, Any] = {
         "broker_host": host,
         "broker_port": port,
-        "ca": f"{directory.name}/ca.crt",
+        "ca": "broker/ca.crt",
         "certificate": f"{node_id}/mqtt.crt",
         "key": f"{node_id}/mqtt.key",
     }
-
-
-def toml_table(name: str, values: dict[str, Any]) -> str:
-    """Return one TOML table of strings and numbers."""
-    return "\n".join([f"\n[{name}]", *(f"{key} = {json.dumps(value)}" for key, value in values.items())]) + "\n"
+    with (cluster / f"{node_id}.toml").open("a", encoding="utf-8") as file:
+        file.write("\n".join(["\n[devices]", *(f"{name} = {json.dumps(value)}" for name, value in table.items()), ""]))
+    return directory
 
 
 class BrokerError(RuntimeError):

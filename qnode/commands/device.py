@@ -1,4 +1,4 @@
-"""`qnode device enrol|run|list|revoke|attack`. Running a device imports nothing of a node."""
+"""`qnode device enrol|run|list|revoke|attack|demo`. Running a device imports nothing of a node."""
 
 import contextlib
 import sys
@@ -22,6 +22,7 @@ def device() -> None:
       qnode device run demo/devices/ecg-1 --readings ecg.jsonl --interval-s 0.25
       qnode device list --cluster demo
       qnode device revoke --cluster demo ecg-1
+      qnode device demo
     """
 
 
@@ -220,3 +221,13 @@ def attack(directory: Path, node_id: str, device_id: str, kind: str, off: bool) 
     else:
         client.call("POST", path, {"kind": kind})
     click.echo(f"{device_id}: {'no eavesdropper' if off else kind}")
+
+
+@device.command()
+@click.option("--directory", type=click.Path(path_type=Path), default=Path(".demo/devices"), show_default=True)
+@click.option("--report", type=click.Path(dir_okay=False, path_type=Path), help="Write what was seen as JSON.")
+def demo(directory: Path, report: Path | None) -> None:
+    """Show five devices from enrolment to revocation, and the paper's table 1 measured. Needs mosquitto."""
+    from qnode.commands.device_demo import run as run_demo
+
+    sys.exit(0 if run_demo(directory, report) else 1)

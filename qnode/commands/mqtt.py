@@ -46,13 +46,7 @@ def setup(directory: Path, node_id: str, host: str, port: int, names: tuple[str,
     member = cluster.member(node_id)
     if member.settings.devices.broker_host is not None:
         raise ClusterError(f"{member.config} has a [devices] table already; remove it first")
-    target = directory / "broker"
-    broker.write_broker(directory, target, host, port, names, [each.settings.node_id for each in cluster.members])
-    stem = directory / node_id / "mqtt"
-    authority = broker.authority_of(directory)
-    broker.write_client(authority, "mqtt", node_id, stem.with_suffix(".crt"), stem.with_suffix(".key"))
-    table = broker.toml_table("devices", broker.device_table(target, node_id, host, port))
-    with member.config.open("a", encoding="utf-8") as file:
-        file.write(table)
+    nodes = [each.settings.node_id for each in cluster.members]
+    target = broker.attach(directory, node_id, nodes, host, port, names)
     click.echo(f"start the broker: mosquitto -c {target / 'mosquitto.conf'}")
     click.echo(f"then (re)start {node_id}; enrol devices with `qnode device enrol --cluster {directory} DEVICE_ID`")

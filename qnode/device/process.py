@@ -11,7 +11,7 @@ import random
 import socket
 import ssl
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -24,7 +24,7 @@ from protocol.lightweight.channel import derive
 from protocol.lightweight.enrolment import Enrol, Enrolled, EnrolmentRefused
 from protocol.records import MalformedMessage, encode_record
 from qnode.device.agent import Agent, DeviceState, Outgoing
-from qnode.device.energy import Battery
+from qnode.device.energy import Battery, Profile
 from qnode.device.store import Configuration, DeviceError, Store
 
 SESSION_EXPIRY_S: Final = 86_400
@@ -35,6 +35,7 @@ TICK_S: Final = 0.25
 ENROL_TIMEOUT_S: Final = 30.0
 ENROL_AGAIN_S: Final = 2.0
 CONNECT_PATIENCE_S: Final = 5.0
+PUBLISH_TIMEOUT_S: Final = 2.0  # then the agent says it again anyway
 
 
 class DeviceRefused(Exception):
@@ -67,8 +68,8 @@ class DeviceProcess:
         self.agent: Agent | None = None
         self.connections = 0
         self._store = Store(configuration.directory)
-        self._profile = configuration.read_profile()
-        self._battery = Battery.fresh(self._profile)
+        self.profile = configuration.read_profile()
+        self.battery = Battery.fresh(self.profile)
         self._one_time_pad = one_time_pad
         self._tls = tls_context(configuration)
         self._prefix = f"qnode/{configuration.node_id}/device/{configuration.device_id}"
@@ -77,6 +78,7 @@ class DeviceProcess:
         self._enrolling: Enrol | None = None
         self._news = asyncio.Event()
         self.connected = asyncio.Event()
+        self.on_sent: Callable[[str, bytes], object] | None = None  # who else hears what the device says
 
     # ---- running
 
@@ -98,7 +100,33 @@ class DeviceProcess:
                     with contextlib.suppress(asyncio.CancelledError, DeviceRefused):
                         await task
 
+    def use_profile(self, profile: Profile) -> None:
+        """Change the device's habits; its battery stays as full as it is."""
+        self.profile = self.battery.profile = profile
+
+    async def renew_key(self) -> bool:
+        """Make a new key now, when the readings under the old one are through; say whether there is one."""
+        agent = self.agent
+        assert agent is not None, "a device renews its key while it runs"
+        while agent.in_session or agent.unanswered:
+            await self._next_news()
+        made = agent.figures.keys
+        await self._send(agent.begin_session(time.time_ns()))
+        while self._is_in_session():
+            await self._next_news()
+        return agent.figures.keys > made
+
+    def _is_in_session(self) -> bool:
+        return self.agent is not None and self.agent.in_session
+
+    async def _next_news(self) -> None:
+        self._news.clear()
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._news.wait(), TICK_S)
+
     async def _start_agent(self, listening: "asyncio.Task[None]") -> None:
+        if self.agent is not None:
+            return  # run again: what waits for its receipt is still known
         state = self._store.load()
         if state is None:
             state = await self._enrol(listening)
@@ -106,7 +134,7 @@ class DeviceProcess:
         self.agent = Agent(
             state,
             self.configuration.policy,
-            self._battery,
+            self.battery,
             SystemEntropy(),
             random.Random(os.urandom(16)),
             self._store.save,
@@ -162,7 +190,7 @@ class DeviceProcess:
             await self._send(self.agent.tick(time.time_ns()))
             await asyncio.sleep(TICK_S)
             now_s = time.monotonic()
-            self._battery.pass_time(now_s - last_s)
+            self.battery.pass_time(now_s - last_s)
             last_s = now_s
             if self.agent.figures.too_weak is not None:
                 self._news.set()
@@ -227,8 +255,10 @@ class DeviceProcess:
         if client is None:
             return
         for channel, payload in frames:
+            if self.on_sent is not None:
+                self.on_sent(channel, payload)
             with contextlib.suppress(aiomqtt.MqttError):
-                await client.publish(f"{self._prefix}/up/{channel}", payload, qos=1)
+                await client.publish(f"{self._prefix}/up/{channel}", payload, qos=1, timeout=PUBLISH_TIMEOUT_S)
 
     # ---- enrolment
 

@@ -60,7 +60,7 @@ async def test_a_device_enrols_makes_a_key_and_sends(here: Ward) -> None:
 
 async def test_a_broker_that_restarts_loses_no_reading_and_no_key(here: Ward) -> None:
     process = DeviceProcess(Configuration.read(here.homes["ecg-2"]))
-    process._battery.profile = dataclasses.replace(process._profile, refresh_messages=25)
+    process.use_profile(dataclasses.replace(process.profile, refresh_messages=25))
     running = asyncio.create_task(process.run(Pace(numbers(120), 0.03)))
     while process.agent is None or process.agent.figures.receipts < 30:
         await asyncio.sleep(0.02)
