@@ -19,6 +19,7 @@ from typing import Any, Final
 import structlog
 
 from ledger.genesis import Genesis
+from protocol.kernels import distillation, emulation
 from qnode.api.admin import Admin
 from qnode.api.devices import DeviceAdmin
 from qnode.api.etsi014 import Etsi014
@@ -99,7 +100,8 @@ async def serve(settings: NodeSettings, log: Log, ready: Ready) -> None:
         # the chain's state in the middle of a round. So young ones come rarely, and full ones hardly ever.
         gc.set_threshold(50_000, 20, 100)
         addresses = {"peer_port": transport.listen_port, "api_port": api.listen_port}
-        log.info("ready", start_ms=round((time.monotonic() - started_s) * 1e3), **addresses)
+        kernels = {"emulation": emulation.IMPLEMENTATION, "distillation": distillation.implementation()}
+        log.info("ready", start_ms=round((time.monotonic() - started_s) * 1e3), kernels=kernels, **addresses)
         ready({"ready": True, "node_id": settings.node_id, "pid": os.getpid(), **addresses})
         await _until_stopped(stopping, running, log)
     log.info("stopped")
