@@ -168,7 +168,7 @@ class MqttDoor:
         levels = topic.split("/")
         if len(levels) != 6 or levels[5] not in CHANNELS or NAME_PATTERN.fullmatch(levels[3]) is None:
             if levels[-1] == "status":
-                self._log.info("device status", device=levels[3][:64], status=repr(payload)[:40])
+                self._log.info("device status", device=levels[3][:64], status=repr(payload)[:200])
                 return None
             self.counters["unknown_topic"] += 1
             return None

@@ -34,6 +34,8 @@ UNANSWERED_MAX: Final = 900
 """Readings that wait for their receipt; fewer than the node's replay window, so that none is ever too late."""
 SEQUENCES_RESERVED: Final = 256
 """Sequence numbers that one write of the state covers: a crash skips at most so many, and never uses one again."""
+READINGS_PER_KEY_MAX: Final = 1 << 24
+"""A device too weak to renew its key goes on under the old one, up to here: far inside what AES-GCM allows a key."""
 FAILURE_PAUSE_NS: Final = 500_000_000
 Outgoing = list[tuple[str, bytes]]
 
@@ -50,6 +52,7 @@ class DeviceState:
     key_time_ns: int = 0
     sequences_reserved: int = 0
     pad_used: int = 0
+    charge_j: float | None = None  # of the battery, when this was stored
 
 
 @dataclass(slots=True)
@@ -92,6 +95,8 @@ class Agent:
         """`state` as stored; `save` returns when it is durable."""
         self.state = state
         self.battery = battery
+        if state.charge_j is not None:
+            battery.charge_j = state.charge_j
         self.figures = AgentFigures()
         self._policy = policy
         self._entropy = entropy
@@ -150,12 +155,12 @@ class Agent:
         """Begin a session, or find that the battery does not allow one (`figures.too_weak`)."""
         plan = plan_session(self.battery, self._policy)
         if isinstance(plan, TooWeak):
-            self.figures.too_weak = plan.reason
+            known, self.figures.too_weak = self.figures.too_weak, plan.reason
             self._pause_until_ns = now_ns + 10 * RETRY_NS
-            return []
+            return [] if known is not None else [("status", f"too weak: {plan.reason}".encode())]
         self.figures.too_weak = None
         self.state.counter += 1
-        self._save(self.state)
+        self._persist()
         channel = Channel(self.state.device_id, self.state.counter, DEVICE, self.state.authentication_key)
         self._session = DeviceSession(channel, self._policy, plan.wish, self._receiver, self._entropy, self._codes)
         self._session_begun_ns = self._session_said_ns = now_ns
@@ -187,6 +192,10 @@ class Agent:
             self._session_ended(session, now_ns)
         return out
 
+    def _persist(self) -> None:
+        self.state.charge_j = self.battery.charge_j
+        self._save(self.state)
+
     def _session_ended(self, session: DeviceSession, now_ns: int) -> None:
         self._session = None
         figures = session.figures
@@ -213,7 +222,7 @@ class Agent:
         self.state.key_id, self.state.key, self.state.key_time_ns = made.key_id, made.key, now_ns
         self.state.sequences_reserved = self.state.pad_used = 0
         self._sequence = self._bytes_under_key = self._messages_under_key = 0
-        self._save(self.state)
+        self._persist()
         self._keys = [TelemetryKey(self.state.device_id, made.key_id, made.key), *self._keys[:1]]
         self.figures.keys += 1
         self.figures.session_ms.append(milliseconds)
@@ -222,12 +231,12 @@ class Agent:
 
     def publish(self, reading: bytes, now_ns: int) -> Outgoing:
         """Seal a reading and return it to be sent; empty when there is no key, no pad, or no room."""
-        if not self._keys or len(self._waiting) >= UNANSWERED_MAX:
+        if not self._keys or len(self._waiting) >= UNANSWERED_MAX or self._sequence >= READINGS_PER_KEY_MAX:
             return []
         key = self._keys[0]
         if self._sequence >= self.state.sequences_reserved:
             self.state.sequences_reserved = self._sequence + SEQUENCES_RESERVED
-            self._save(self.state)
+            self._persist()
         mode = PAD if self._one_time_pad else GCM
         try:
             frame = key.seal(self._sequence + 1, now_ns // 1_000_000, reading, mode)

@@ -132,7 +132,7 @@ class Store:
                 table["device_id"],
                 bytes.fromhex(table["authentication_key"]),
                 *(table["counter"], bytes.fromhex(table["key_id"]), bytes.fromhex(table["key"])),
-                *(table["key_time_ns"], table["sequences_reserved"], table["pad_used"]),
+                *(table["key_time_ns"], table["sequences_reserved"], table["pad_used"], table["charge_j"]),
             )
         except FileNotFoundError:
             return None
@@ -150,6 +150,7 @@ class Store:
             "key_time_ns": state.key_time_ns,
             "sequences_reserved": state.sequences_reserved,
             "pad_used": state.pad_used,
+            "charge_j": state.charge_j,
         }
         try:
             old = os.open(self._path, os.O_WRONLY)

@@ -240,6 +240,19 @@ def test_a_restarted_device_never_uses_a_sequence_twice(ward: Ward) -> None:
     assert [reading["sequence"] for reading in ward.readings] == [1, 257]
 
 
+def test_a_weak_device_says_so_once_and_keeps_what_it_has(ward: Ward) -> None:
+    assert ward.agent is not None
+    ward.live(1)
+    ward.agent.battery.charge_j = 0.0
+    first = ward.agent.begin_session(ward.cluster.now_ns)
+    assert [channel for channel, _ in first] == ["status"] and first[0][1].startswith(b"too weak: a key of 256 bits")
+    assert ward.agent.begin_session(ward.cluster.now_ns) == [] and not ward.agent.in_session
+    ward.carry(ward.agent.publish(b"1", ward.cluster.now_ns))
+    assert ward.readings[-1]["reading"] == 1
+    ward.boot(ward.saved[-1], ward.policy)
+    assert ward.agent.battery.charge_j == ward.saved[-1].charge_j, "a restart fills no battery"
+
+
 def test_one_time_pads_carry_readings_until_they_are_used_up() -> None:
     ward = Ward(make_cluster(), pad=True)
     ward.enrol(issue(ward.cluster))
