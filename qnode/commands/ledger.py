@@ -1,4 +1,4 @@
-"""`qnode ledger show|verify`."""
+"""`qnode ledger show|verify`; `prove` and `check` join from `qnode.commands.proof`."""
 
 import asyncio
 import datetime
@@ -11,19 +11,26 @@ import click
 
 from qnode.cluster import OPERATOR, Cluster, Member
 from qnode.commands.output import cluster_option, json_option, print_json, print_table
+from qnode.commands.proof import check, prove
 
 PAGE_BLOCKS: Final = 500
 
 
-@click.group(short_help="Read and check the chain.")
+@click.group(short_help="Read and check the chain, prove keys.")
 def ledger() -> None:
-    """Read and check the chain.
+    """Read and check the chain; prove where a key comes from.
 
     \b
     Examples:
       qnode ledger show --cluster demo --from 1 --count 10
       qnode ledger verify --cluster demo
+      qnode ledger prove KEY_ID --cluster demo > proof.json
+      qnode ledger check proof.json --genesis demo/genesis.json
     """
+
+
+ledger.add_command(prove)
+ledger.add_command(check)
 
 
 @ledger.command()
