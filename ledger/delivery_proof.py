@@ -150,10 +150,14 @@ def prove_delivery(chain: Chain, key_id: bytes) -> DeliveryProof:
         raise NotYetProvable("the delivery is in the last block; the next one will certify it")
     delivery = prove_transaction(chain, height, delivery_id)
     record = _decoded(delivery, KeyDelivered)
-    blocks = [state.key_block(*name) for name in _named_blocks(record)]
+    key_blocks = []
+    for name in _named_blocks(record):
+        block = state.key_block(*name)
+        assert block is not None, "the chain accepts no delivery whose key blocks it does not know"
+        key_blocks.append(prove_transaction(chain, block.height, block.transaction_id))
     return DeliveryProof(
         delivery=delivery,
-        key_blocks=tuple(prove_transaction(chain, each.height, each.transaction_id) for each in blocks if each),
+        key_blocks=tuple(key_blocks),
         anchor=tip_anchor(chain),
         entries={name: state.prove(key, previous=True) for name, key in _entry_keys(record).items()},
     )

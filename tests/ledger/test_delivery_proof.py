@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ledger import execution
 from ledger.block import Block
 from ledger.delivery_proof import (
     CheckFailed,
@@ -23,9 +24,10 @@ from ledger.delivery_proof import (
     prove_delivery,
     read_json,
 )
+from ledger.execution import Rules
 from ledger.inputs import TransactionsSubmitted
 from ledger.proofs import prove_entry, prove_transaction
-from ledger.state import delivery_key
+from ledger.state import State, delivery_key
 from ledger.transactions import AlarmRaised, KeyBlockRecorded, KeyDelivered, SaeRegistered, encode, transaction_id
 from tests.ledger.cluster import MS, Net, make_genesis, make_key_block
 
@@ -278,6 +280,52 @@ def test_a_refused_second_delivery_does_not_pass_for_the_first() -> None:
     net, body = chain(), encode(AGAIN)
     refused = prove_transaction(net.replicas["beta"].chain, height_of(body), transaction_id(body))
     assert "not the one that the chain accepted" in fails(made(delivery=refused), "rules of the chain")
+
+
+class Credulous:
+    """Takes every signature for good."""
+
+    def verify(self, public_key: bytes, message: bytes, signature: bytes) -> bool:
+        return True
+
+
+def lax_key_block(state: State, rules: Rules, *rest: Any) -> str | None:
+    return execution._record_key_block(state, replace(rules, verifier=Credulous()), *rest)
+
+
+@pytest.mark.parametrize(
+    ("block", "delivered", "reason"),
+    [
+        ({"transmitter_signature": bytes(64)}, {}, "key_block.signature: not signed by alpha"),
+        ({"receiver_signature": bytes(64)}, {}, "key_block.signature: not signed by beta"),
+        ({"secret_bits": 8_000}, {}, "key_block.signature"),
+        ({}, {"hops": HOPS[:1]}, "the hops do not carry the key to the last node"),
+        ({}, {"path": ("alpha", "gamma"), "hops": HOPS[:1]}, "does not carry the next step"),
+        ({}, {"hops": (("alpha-beta", 1, 4_000, 256), *HOPS[1:])}, "has only 4096 bits"),
+        ({}, {"slave_sae": "app-beta"}, "delivery.slave: app-beta is not registered at gamma"),
+    ],
+)
+def test_a_whole_network_that_ignores_the_rules_does_not_convince(
+    block: dict[str, Any], delivered: dict[str, Any], reason: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every validator commits what breaks a rule: the checker finds it on its own."""
+
+    def lax_delivery(state: State, rules: Rules, sender: str, record: KeyDelivered, tx_id: bytes) -> None:
+        state.put_delivery(record.key_id, tx_id)
+
+    net = Net(make_genesis())
+    record = replace(DELIVERED, slave_sae="app-gamma")
+    with monkeypatch.context() as lax:
+        lax.setitem(execution._RULES, KeyBlockRecorded, lax_key_block)
+        lax.setitem(execution._RULES, KeyDelivered, lax_delivery)
+        submit(net, "alpha", replace(make_key_block(net.genesis), **block))
+        submit(net, "beta", *(make_key_block(net.genesis, number, "beta-gamma") for number in (3, 4)))
+        submit(net, "alpha", replace(record, **delivered))
+        submit(net, "gamma", SaeRegistered("x", "gamma"))
+        found = prove_delivery(net.replicas["delta"].chain, KEY_ID).document(net.genesis)
+    with pytest.raises(CheckFailed) as failed:
+        check_delivery(found, net.genesis)
+    assert failed.value.check == "rules of the chain" and reason in failed.value.reason, failed.value
 
 
 def test_an_older_state_without_the_delivery_is_refused() -> None:
