@@ -21,6 +21,7 @@ from ledger.transactions import DeviceRegistered, DeviceRevoked, MalformedTransa
 from protocol.lightweight import enrolment
 from protocol.lightweight.channel import NODE, Channel, Forged, sequence_of, session_counter
 from protocol.lightweight.enrolment import Enrol, EnrolmentRefused
+from protocol.lightweight.hybrid import Kem
 from protocol.lightweight.length import DevicePolicy
 from protocol.lightweight.node import ATTACK_QBER, QBER_LEVELS, NodeSession, described_code, require_device_link
 from protocol.lightweight.telemetry import Header, ReplayWindow, TelemetryError, TelemetryKey
@@ -62,6 +63,7 @@ class DevicePlane:
     """What a node must know to serve devices: the emulated channel to them."""
 
     parameters: LinkParameters
+    kem: Kem | None = None  # for devices that want hybrid keys
 
     def __post_init__(self) -> None:
         require_device_link(self.parameters)
@@ -272,6 +274,7 @@ class Devices:
             transmitter,
             self._context.entropy,
             device.expected_qber,
+            self._plane.kem,
         )
         return None
 

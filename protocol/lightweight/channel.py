@@ -104,9 +104,16 @@ class SessionKey:
     authentication_key: bytes = field(repr=False)
 
     @classmethod
-    def split(cls, device_id: str, counter: int, secret: bytes, control_bytes: int, old: bytes) -> "SessionKey":
-        """Cut the amplified secret into the part that renews the authentication and the key; name it publicly."""
+    def split(
+        cls, device_id: str, counter: int, secret: bytes, control_bytes: int, old: bytes, shared: bytes = b""
+    ) -> "SessionKey":
+        """Cut the amplified secret into the part that renews the authentication and the key; name it publicly.
+
+        `shared`, the secret of a KEM, makes both hybrid: the key is then 32 bytes derived from both (S4-8.3).
+        """
         control, key = secret[:control_bytes], secret[control_bytes:]
         place = (device_id.encode(), counter.to_bytes(8, "big"))
-        renewed = derive(old, "authentication key", control, *place)
+        renewed = derive(old, "authentication key", control, *place, shared)
+        if shared:
+            key = derive(key, "hybrid key", shared, *place)
         return cls(derive(control, "key id", *place)[:16], key, renewed)

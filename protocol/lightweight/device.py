@@ -14,6 +14,7 @@ from protocol.entropy import Entropy
 from protocol.lightweight import arithmetic
 from protocol.lightweight.arithmetic import FRAME_BITS_MAX, CodeError, ParityCode
 from protocol.lightweight.channel import DEVICE, NODE, Channel, Forged, SessionKey, derive, equal, proof_of
+from protocol.lightweight.hybrid import Kem
 from protocol.lightweight.length import (
     CHALLENGE_BYTES,
     CONTROL_BITS,
@@ -97,14 +98,16 @@ class DeviceSession:
         receiver: DeviceReceiver,
         entropy: Entropy,
         codes: dict[bytes, ParityCode],
+        kem: Kem | None = None,
     ) -> None:
-        """`codes`: parity codes by digest, kept by the device over its sessions and filled here."""
+        """`codes`: parity codes by digest, kept over sessions and filled here; `kem`: for hybrid keys."""
         self._channel = channel
         self._policy = policy
         self._wish = wish
         self._receiver = receiver
         self._entropy = entropy
         self._codes = codes
+        self._kem = kem
         self._light: bytes | None = None
         self._waiting_light = False
         self.frame = b""
@@ -150,9 +153,7 @@ class DeviceSession:
 
     def _run(self) -> _Script:
         wish = self._wish
-        prepared = _expect(
-            Prepared, (yield Begin(wish.sifted_bits, wish.selective, wish.key_bits, max(0, wish.battery_mj)))
-        )
+        prepared = _expect(Prepared, (yield self._begin()))
         if not wish.sifted_bits <= prepared.pulse_count <= PULSES_MAX or not 0 < prepared.frame_bits <= FRAME_BITS_MAX:
             raise SessionFailed("the node's preparation is out of bounds")
         self._waiting_light = self._light is None
@@ -187,7 +188,22 @@ class DeviceSession:
             arithmetic.verification_tag(key_bits, len(keyed), seed, length.tag_bits).ljust(16), tag.ljust(16)
         ):
             raise SessionFailed("the strings differ after correction: the session is discarded")
-        return (yield from self._agree(key_bits, len(keyed), length))
+        shared, ciphertext = self._encapsulate(prepared.kem_key)
+        return (yield from self._agree(key_bits, len(keyed), length, shared, ciphertext))
+
+    def _begin(self) -> Begin:
+        wish = self._wish
+        battery = max(0, wish.battery_mj)
+        return Begin(wish.sifted_bits, wish.selective, wish.key_bits, battery, self._kem is not None)
+
+    def _encapsulate(self, kem_key: bytes) -> tuple[bytes, bytes]:
+        """Return the shared secret of a hybrid and its ciphertext; nothing of either without."""
+        if self._kem is None:
+            return b"", b""
+        try:
+            return self._kem.encapsulate(kem_key)
+        except ValueError:
+            raise SessionFailed("the node's key for the KEM is none") from None
 
     def _measure(self, light: bytes) -> Clicks:
         try:
@@ -253,21 +269,24 @@ class DeviceSession:
             raise SessionFailed(reason, qber_ppm=round(counts.qber * 1e6))
         return length
 
-    def _agree(self, bits: int, size_bits: int, length: SessionLength) -> Generator[Record, _Step, SessionKey]:
+    def _agree(
+        self, bits: int, size_bits: int, length: SessionLength, shared: bytes, ciphertext: bytes
+    ) -> Generator[Record, _Step, SessionKey]:
         """Hash, challenge the node, answer its challenge, and wait until it has stored the key."""
         wanted = max(self._policy.key_bits_min, self._wish.key_bits)
         key_bits = min(wanted, length.bits - CONTROL_BITS) // 8 * 8
         output = CONTROL_BITS + key_bits
         seed = self._entropy.take((size_bits - 1 + 7) // 8)
         secret = arithmetic.to_bytes(arithmetic.amplify(bits, size_bits, seed, output), output)
-        confirm = derive(secret[: CONTROL_BITS // 8], "confirmation", self._channel.counter.to_bytes(8, "big"))
+        confirm = derive(secret[: CONTROL_BITS // 8], "confirmation", self._channel.counter.to_bytes(8, "big"), shared)
         challenge = self._entropy.take(CHALLENGE_BYTES)
-        response = _expect(Response, (yield Finish(seed, key_bits, challenge)))
+        response = _expect(Response, (yield Finish(seed, key_bits, challenge, ciphertext)))
         if not equal(response.proof, proof_of(confirm, NODE, challenge)):
             raise SessionFailed("the node's answer to the challenge is wrong: it holds another key")
         key = SessionKey.split(
             *(self._channel.device_id, self._channel.counter, secret, CONTROL_BITS // 8),
             self._channel.authentication_key,
+            shared,
         )
         active = _expect(Active, (yield Proof(proof_of(confirm, DEVICE, response.challenge))))
         if active.key_id != key.key_id:

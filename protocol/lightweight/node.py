@@ -7,7 +7,7 @@ and the daemon stores it first.
 
 import hashlib
 import math
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Final, TypeVar
@@ -33,6 +33,7 @@ from protocol.lightweight.channel import (
     proof_of,
     sequence_of,
 )
+from protocol.lightweight.hybrid import Kem
 from protocol.lightweight.length import (
     CHALLENGE_BYTES,
     CONTROL_BITS,
@@ -153,6 +154,7 @@ class NodeSession:
     transmitter: Transmitter
     entropy: Entropy
     expected_qber: float
+    kem: Kem | None = None
     answer: bytes = b""
     light: bytes = field(default=b"", repr=False)
     figures: NodeFigures = field(default_factory=NodeFigures)
@@ -161,6 +163,7 @@ class NodeSession:
     attacked: bool = False
     forged: int = 0
     _script: _Script | None = field(default=None, repr=False)
+    _decapsulate: Callable[[bytes], bytes] | None = field(default=None, repr=False)
 
     @property
     def finished(self) -> bool:
@@ -229,7 +232,9 @@ class NodeSession:
         frame_bits = frame_bits_for(begin.sifted_bits, begin.selective)
         described, _ = described_code(frame_bits, self.expected_qber)
         self.light = self.transmitter.emit(figures.pulses)
-        detected = _expect(Detected, (yield Prepared(figures.pulses, frame_bits, hashlib.sha256(described).digest())))
+        kem_key = self._offer_kem() if begin.hybrid else b""
+        digest = hashlib.sha256(described).digest()
+        detected = _expect(Detected, (yield Prepared(figures.pulses, frame_bits, digest, kem_key)))
         self.light = b""
         ours, bob_basis, matched = self._sift(detected)
         answer = Sifted(np.packbits(matched, bitorder="little").tobytes(), described if detected.lacks_code else b"")
@@ -253,6 +258,22 @@ class NodeSession:
         total_z = int(np.count_nonzero(bob_basis[kept] == 0))
         counts = SiftedCounts((total_z, kept.size - total_z), found, leaked, begin.selective)
         return (yield from self._agree(corrected, counts))
+
+    def _offer_kem(self) -> bytes:
+        """Return a fresh public key for this session (S4-8.3)."""
+        if self.kem is None:
+            raise _Failed("this node has no post-quantum KEM; make keys without --hybrid")
+        public, self._decapsulate = self.kem.new_pair()
+        return public
+
+    def _shared_secret(self, ciphertext: bytes) -> bytes:
+        """Return the KEM's secret; nothing without a hybrid."""
+        if self._decapsulate is None:
+            return b""
+        try:
+            return self._decapsulate(ciphertext)
+        except ValueError:
+            raise _Failed("a ciphertext that the KEM does not open") from None
 
     def _sift(self, detected: Detected) -> tuple[Bits, Bits, NDArray[np.bool_]]:
         """Return our bits and the device's bases at its clicks, and where the bases agree."""
@@ -309,7 +330,8 @@ class NodeSession:
             raise _Failed("a seed or a challenge of another size")
         hashed = amplify(string, finish.amplification_seed, CONTROL_BITS + finish.key_bits)
         secret = np.packbits(hashed, bitorder="little").tobytes()
-        confirm = derive(secret[: CONTROL_BITS // 8], "confirmation", self.channel.counter.to_bytes(8, "big"))
+        shared = self._shared_secret(finish.kem_ciphertext)
+        confirm = derive(secret[: CONTROL_BITS // 8], "confirmation", self.channel.counter.to_bytes(8, "big"), shared)
         challenge = self.entropy.take(CHALLENGE_BYTES)
         proof = _expect(Proof, (yield Response(proof_of(confirm, NODE, finish.challenge), challenge)))
         if not equal(proof.proof, proof_of(confirm, DEVICE, challenge)):
@@ -317,7 +339,7 @@ class NodeSession:
         self.figures.key_bits = finish.key_bits
         channel = self.channel
         return SessionKey.split(
-            channel.device_id, channel.counter, secret, CONTROL_BITS // 8, channel.authentication_key
+            channel.device_id, channel.counter, secret, CONTROL_BITS // 8, channel.authentication_key, shared
         )
 
 

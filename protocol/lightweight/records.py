@@ -12,13 +12,17 @@ from protocol.records import MalformedMessage, Record
 
 @dataclass(frozen=True, slots=True)
 class Begin(Record):
-    """Device: make a key. `sifted_bits` to sift, `key_bits` wanted at least; `battery_mj` left by its own account."""
+    """Device: make a key. `sifted_bits` to sift, `key_bits` wanted at least; `battery_mj` left by its own account.
+
+    `hybrid`: with a post-quantum KEM besides (S4-8.3).
+    """
 
     KIND = 1
     sifted_bits: int
     selective: bool
     key_bits: int
     battery_mj: int
+    hybrid: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +33,7 @@ class Prepared(Record):
     pulse_count: int
     frame_bits: int
     code_digest: bytes
+    kem_key: bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +90,7 @@ class Finish(Record):
     amplification_seed: bytes
     key_bits: int
     challenge: bytes
+    kem_ciphertext: bytes
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,6 +19,7 @@ from paho.mqtt.properties import Properties
 
 from protocol.parameters import ParameterError
 from protocol.quantum.link import LinkParameters
+from qnode.device.kem import MlKem768
 from qnode.devices import DevicePlane
 from qnode.inputs import Answer, DeviceFrame, DeviceReply, Request, RequestError
 from qnode.settings import NAME_PATTERN, DeviceSettings, SettingsError
@@ -47,7 +48,7 @@ def device_plane(settings: DeviceSettings) -> DevicePlane:
         },
     }
     try:
-        return DevicePlane(LinkParameters.from_mapping(table))
+        return DevicePlane(LinkParameters.from_mapping(table), MlKem768())
     except ParameterError as error:
         raise SettingsError(f"[devices] {error}") from None
 

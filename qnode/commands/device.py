@@ -105,6 +105,7 @@ def write_enrolment(
 @click.option("--count", type=click.IntRange(0), default=0, help="How many readings; all of the file without it.")
 @click.option("--repeat", is_flag=True, help="Play the readings again and again.")
 @click.option("--one-time-pad", is_flag=True, help="Seal readings with a one-time pad instead of AES-256-GCM.")
+@click.option("--hybrid", is_flag=True, help="Keys from the session and from ML-KEM-768, secret if either holds.")
 @json_option
 def run(
     directory: Path,
@@ -113,6 +114,7 @@ def run(
     count: int,
     repeat: bool,
     one_time_pad: bool,
+    hybrid: bool,
     as_json: bool,
 ) -> None:
     """Run the device in DIRECTORY: enrol on the first run, make a key, send readings, renew the key.
@@ -125,7 +127,14 @@ def run(
     from qnode.device.process import DeviceProcess, Pace, cycled
     from qnode.device.store import Configuration, DeviceError
 
-    process = DeviceProcess(Configuration.read(directory), one_time_pad=one_time_pad)
+    kem = None
+    if hybrid:
+        from qnode.device.kem import MlKem768
+
+        if one_time_pad:
+            raise click.UsageError("a hybrid key is computational; use --one-time-pad without --hybrid")
+        kem = MlKem768()
+    process = DeviceProcess(Configuration.read(directory), one_time_pad=one_time_pad, kem=kem)
     pace = None
     if readings is not None:
         path = Path(readings)

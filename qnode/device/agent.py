@@ -15,6 +15,7 @@ from protocol.entropy import Entropy
 from protocol.lightweight.arithmetic import ParityCode
 from protocol.lightweight.channel import DEVICE, Channel
 from protocol.lightweight.device import DeviceSession
+from protocol.lightweight.hybrid import Kem
 from protocol.lightweight.length import DevicePolicy
 from protocol.lightweight.receiver import DeviceReceiver
 from protocol.lightweight.telemetry import GCM, PAD, PadExhausted, TelemetryKey
@@ -91,8 +92,10 @@ class Agent:
         physics: random.Random,
         save: Callable[[DeviceState], None],
         one_time_pad: bool = False,
+        kem: Kem | None = None,
     ) -> None:
-        """`state` as stored; `save` returns when it is durable."""
+        """`state` as stored; `save` returns when it is durable; with `kem` keys are hybrid."""
+        assert kem is None or not one_time_pad, "a hybrid key is computational: no one-time pad"
         self.state = state
         self.battery = battery
         if state.charge_j is not None:
@@ -103,6 +106,7 @@ class Agent:
         self._receiver = DeviceReceiver(battery.profile.receiver(), entropy, physics)
         self._save = save
         self._one_time_pad = one_time_pad
+        self._kem = kem
         self._codes: dict[bytes, ParityCode] = {}
         self._session: DeviceSession | None = None
         self._session_begun_ns = 0
@@ -162,7 +166,9 @@ class Agent:
         self.state.counter += 1
         self._persist()
         channel = Channel(self.state.device_id, self.state.counter, DEVICE, self.state.authentication_key)
-        self._session = DeviceSession(channel, self._policy, plan.wish, self._receiver, self._entropy, self._codes)
+        self._session = DeviceSession(
+            channel, self._policy, plan.wish, self._receiver, self._entropy, self._codes, self._kem
+        )
         self._session_begun_ns = self._session_said_ns = now_ns
         self._session_retries = 0
         return [("session", self._session.start())]

@@ -22,6 +22,7 @@ from paho.mqtt.properties import Properties
 from protocol.lightweight import enrolment
 from protocol.lightweight.channel import derive
 from protocol.lightweight.enrolment import Enrol, Enrolled, EnrolmentRefused
+from protocol.lightweight.hybrid import Kem
 from protocol.records import MalformedMessage, encode_record
 from qnode.device.agent import Agent, DeviceState, Outgoing
 from qnode.device.energy import Battery, Profile
@@ -62,7 +63,7 @@ class Pace:
 class DeviceProcess:
     """One device; `run` returns when its readings are sent and answered, or when it is cancelled."""
 
-    def __init__(self, configuration: Configuration, *, one_time_pad: bool = False) -> None:
+    def __init__(self, configuration: Configuration, *, one_time_pad: bool = False, kem: Kem | None = None) -> None:
         """Raises DeviceError."""
         self.configuration = configuration
         self.agent: Agent | None = None
@@ -71,6 +72,7 @@ class DeviceProcess:
         self.profile = configuration.read_profile()
         self.battery = Battery.fresh(self.profile)
         self._one_time_pad = one_time_pad
+        self._kem = kem
         self._tls = tls_context(configuration)
         self._prefix = f"qnode/{configuration.node_id}/device/{configuration.device_id}"
         self._client: aiomqtt.Client | None = None
@@ -139,6 +141,7 @@ class DeviceProcess:
             random.Random(os.urandom(16)),
             self._store.save,
             self._one_time_pad,
+            self._kem,
         )
 
     async def _until(self, condition: Any, *tasks: "asyncio.Task[None]") -> None:

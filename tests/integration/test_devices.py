@@ -16,6 +16,7 @@ import pytest
 
 from loadtest.bench_device import Ward, ward
 from qnode.cluster import OPERATOR
+from qnode.device.kem import MlKem768
 from qnode.device.process import DeviceProcess, DeviceRefused, Pace
 from qnode.device.store import Configuration, DeviceError
 
@@ -31,7 +32,7 @@ pytestmark = [
 
 @pytest.fixture(scope="module")
 def here() -> Iterator[Ward]:
-    with ward(["ecg-1", "ecg-2", "ecg-3", "ecg-4", "ecg-5", "ecg-6"]) as found:
+    with ward(["ecg-1", "ecg-2", "ecg-3", "ecg-4", "ecg-5", "ecg-6", "ecg-7"]) as found:
         yield found
 
 
@@ -73,6 +74,13 @@ async def test_a_broker_that_restarts_loses_no_reading_and_no_key(here: Ward) ->
     seen = entry(here, "ecg-2")
     assert process.agent.figures.receipts == 120 == seen["readings"] and seen["missing"] == 0
     assert process.agent.figures.keys == seen["keys"] >= 3 and process.connections >= 2
+
+
+async def test_hybrid_keys_are_made_over_the_broker(here: Ward) -> None:
+    process = DeviceProcess(Configuration.read(here.homes["ecg-7"]), kem=MlKem768())
+    await process.run(Pace(numbers(10), 0.01))
+    assert process.agent is not None and len(process.agent.state.key) == 32
+    assert entry(here, "ecg-7")["readings"] == 10 and entry(here, "ecg-7")["key_bits"] == 256
 
 
 async def test_strangers_and_other_devices_are_kept_out(here: Ward) -> None:

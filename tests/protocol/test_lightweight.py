@@ -3,6 +3,7 @@
 import itertools
 import math
 import random
+from collections.abc import Callable
 from dataclasses import replace
 from fractions import Fraction
 
@@ -269,6 +270,42 @@ def test_lost_repeated_and_forged_frames_change_nothing(seed: int) -> None:
         assert device.key == node.key and node.key is not None
     else:  # the physics of this seed, not the frames
         assert "policy" in device.failure or "sifted" in device.failure
+
+
+class SharedLetter:
+    """A KEM for tests: the ciphertext is the secret under a pad that both ends know."""
+
+    def new_pair(self) -> tuple[bytes, Callable[[bytes], bytes]]:
+        return b"public" * 6, self._open
+
+    def encapsulate(self, public_key: bytes) -> tuple[bytes, bytes]:
+        if public_key != b"public" * 6:
+            raise ValueError
+        return b"s" * 32, b"S" * 32
+
+    def _open(self, ciphertext: bytes) -> bytes:
+        if ciphertext != b"S" * 32:
+            raise ValueError
+        return b"s" * 32
+
+
+def test_hybrid_keys_need_both_secrets() -> None:
+    """Equal physics with and without the KEM: equal length, another key, another authentication key."""
+    plain, plain_node = make_pair()
+    hybrid, node = make_pair()
+    hybrid._kem = node.kem = SharedLetter()
+    converse(plain, plain_node)
+    converse(hybrid, node)
+    assert hybrid.key is not None and hybrid.key == node.key and plain.key is not None
+    assert hybrid.key.key != plain.key.key and len(hybrid.key.key) == 32
+    assert hybrid.key.authentication_key != plain.key.authentication_key
+
+
+def test_a_node_without_a_kem_says_so() -> None:
+    device, node = make_pair()
+    device._kem = SharedLetter()
+    converse(device, node)
+    assert device.key is None and "no post-quantum KEM" in str(device.failure)
 
 
 def test_other_seeds_give_other_keys() -> None:
