@@ -97,7 +97,7 @@ class Demo:
         self.cluster = cluster
         self.payload = payload
         self.report: dict[str, Any] = {}
-        self.delivered = 0
+        self.key_ids: list[str] = []
 
     def steps(self) -> list[tuple[str, Callable[[], str]]]:
         return [
@@ -105,6 +105,7 @@ class Demo:
             ("start four daemons", self.start),
             ("make quantum keys on every link", self.make_keys),
             ("SAE A and SAE B fetch one key, over two hops", self.deliver),
+            ("prove where the key comes from, offline", self.prove),
             ("an eavesdropper taps link-1-2", self.attack),
             ("keys take the way around", self.deliver_around),
             ("the eavesdropper leaves", self.recover),
@@ -139,6 +140,21 @@ class Demo:
         self.report["path"] = path
         size = self.payload.stat().st_size
         return f"{size} bytes encrypted by A, decrypted by B, equal; by {' – '.join(path)}"
+
+    def prove(self) -> str:
+        """A node writes the proof, the check needs the genesis alone; then a changed proof must fail it."""
+        proof, genesis = self.cluster.directory.parent / "proof.json", self.cluster.directory / "genesis.json"
+        text = qnode("ledger", "prove", self.key_ids[0], "--cluster", str(self.cluster.directory))
+        proof.write_text(text, "utf-8")
+        checked = json.loads(qnode("ledger", "check", str(proof), "--genesis", str(genesis), "--json"))
+        forged = proof.with_name("forged.json")
+        forged.write_text(text.replace(MASTER[1], "sae-2-a"), "utf-8")
+        try:
+            qnode("ledger", "check", str(forged), "--genesis", str(genesis))
+        except DemoFailed:
+            self.report["proof"] = {"key_id": self.key_ids[0], "statement": checked, "forgery_refused": True}
+            return f"{len(text):,} bytes, checked against the genesis; a forged one refused"
+        raise DemoFailed("a proof that names another application was accepted")
 
     def attack(self) -> str:
         before = self._link()["qber"]
@@ -224,7 +240,7 @@ class Demo:
         held = sae_b.get_keys_with_ids(MASTER[1], [key_id])["keys"][0]
         if AESGCM(_decoded(held["key"])).decrypt(nonce, sealed, key_id.encode()) != plain:
             raise DemoFailed("B decrypted something else than A encrypted")
-        self.delivered += 1
+        self.key_ids.append(key_id)
         return self._recorded_path(key_id)
 
     def _recorded_path(self, key_id: str) -> list[str]:
@@ -284,7 +300,7 @@ class Demo:
             for link in status["links"]
             if link["role"] == "transmitter"
         ]
-        self.report["keys_delivered"] = self.delivered
+        self.report["keys_delivered"] = len(self.key_ids)
 
 
 def _decoded(key: str) -> bytes:

@@ -109,6 +109,7 @@ class LinkFigures:
     first_block_ns: int | None = None
     last_block_ns: int | None = None
     session_ms: float | None = None
+    chsh: float | None = None  # of an entangled link's last block (S0-E10)
     fidelity: Estimate | None = None  # of the received states, from the block's sacrificed test bits (S0-E19)
 
 
@@ -578,6 +579,8 @@ class Link:
             services.context.submit(record)
         self.figures.last_qber_ppm = block.qber_ppm
         self.figures.session_ms = (services.context.now_ns - running.begun_ns) / 1e6
+        if isinstance(running.session, AliceSession) and running.session.chsh is not None:
+            self.figures.chsh = running.session.chsh.value
         matches = round(block.sample_bits * (1 - block.qber_ppm / 1e6))
         self.figures.fidelity = fidelity_from_sacrificed(matches, block.sample_bits)
         self._failures = 0
@@ -685,6 +688,7 @@ class Link:
             "attacked_aborts": figures.attacked_aborts,
             "last_abort": figures.last_abort,
             "qber": None if figures.last_qber_ppm is None else figures.last_qber_ppm / 1e6,
+            "chsh": figures.chsh,
             "fidelity": None if figures.fidelity is None else asdict(figures.fidelity),
             "secret_bits": figures.secret_bits,
             "secret_bits_per_s": round(figures.secret_bits * 1e9 / span_ns, 1) if span_ns > 0 else None,

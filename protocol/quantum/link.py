@@ -23,6 +23,7 @@ from protocol.quantum._sampling import BATCH, merge, propose, random_words
 from protocol.quantum.eavesdropper import Eavesdropper
 from protocol.quantum.entanglement import ChainParameters, ChshEstimate, sample_chsh, sample_rounds
 from protocol.quantum.link_parameters import LinkParameters
+from protocol.quantum.plan import expected_signature
 from protocol.quantum.source import PULSES_MAX, ChoiceGenerator, Choices, PositionFunction
 
 __all__ = ["Choices", "Detections", "LightError", "LinkParameters", "Receiver", "Transmitter"]
@@ -111,7 +112,21 @@ class Transmitter:
         if not isinstance(chain, ChainParameters):
             raise ParameterError("only pairs over a swapped chain have a CHSH value")
         require_range("pairs", pair_count, 8, 1e8)
-        return sample_chsh(sample_rounds(chain, pair_count, self._physics).werner, self._physics)
+        werner = sample_rounds(chain, pair_count, self._physics).werner
+        if self.attack is not None:
+            werner = werner * self._correlation_left(self.attack)
+        return sample_chsh(werner, self._physics)
+
+    def _correlation_left(self, attack: Eavesdropper) -> float:
+        """Return what an eavesdropper leaves of the correlations in the Z-X plane: 1 - 2e shrinks with her errors e."""
+        honest = expected_signature(self._parameters).basis_qber[0]
+        attacked = expected_signature(self._parameters, attack).basis_qber[0]
+        return float(np.mean([(1.0 - 2.0 * e) / (1.0 - 2.0 * q) for e, q in zip(attacked, honest, strict=True)]))
+
+    @property
+    def is_entangled(self) -> bool:
+        """Return whether the link shares entangled pairs, so that `chsh` has an answer."""
+        return isinstance(self._parameters.channel.medium, ChainParameters)
 
 
 class Receiver:

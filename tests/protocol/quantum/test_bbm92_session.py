@@ -90,3 +90,12 @@ def test_a_chain_under_interception_distils_none():
     ends = run_session("intercept_resend")
     assert all(isinstance(outputs[0], SessionAborted) for outputs in ends if outputs)
     assert any(ends)
+
+
+def test_the_chsh_value_shows_who_listens():
+    link = chain_link()
+    transmitter = Transmitter(link, SeededEntropy(b"a"), np.random.default_rng(1))
+    assert transmitter.is_entangled
+    assert transmitter.chsh(20_000).violates()
+    transmitter.attack = make_eavesdropper("intercept_resend", {}, np.random.default_rng(3))
+    assert not transmitter.chsh(20_000).violates()
