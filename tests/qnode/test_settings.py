@@ -65,7 +65,10 @@ def test_a_link_may_override_the_profiles_block() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda d: d.update(nod_id="x"), "unknown key 'nod_id' in the top level; the valid keys are api, devices, entropy, genesis"),
+        (
+            lambda d: d.update(nod_id="x"),
+            "unknown key 'nod_id' in the top level; the valid keys are api, devices, entropy, genesis",
+        ),
         (lambda d: d["api"].update(prot=1), r"unknown key 'prot' in \[api\]; the valid keys are ca, certificate, key"),
         (lambda d: d["peers"][0].update(prot=1), r"unknown key 'prot' in \[peers\[0\]\]"),
         (lambda d: d["link"]["link-1-2"].update(chanel={}), r"unknown key 'chanel' in \[link.link-1-2\]"),
