@@ -306,6 +306,7 @@ class Devices:
             if not session.attacked and seen.qber > device.expected_qber:
                 device.expected_qber = next((q for q in QBER_LEVELS if q > seen.qber), QBER_LEVELS[-1])
             return
+        self._drop_enrolments(device.device_id)  # whoever made a key has heard the answer to its enrolment
         new = TelemetryKey(device.device_id, session.key.key_id, session.key.key)
         device.keys.insert(0, new)
         device.windows[new.key_id] = ReplayWindow()
@@ -452,11 +453,15 @@ class Devices:
         for key in device.keys:
             self._context.do(Delete(WINDOW_TABLE, key.key_id))
         self._context.do(Delete(DEVICE_TABLE, device_id.encode()))
+        self._drop_enrolments(device_id)
+        self._context.log("warning", "device revoked", device=device_id)
+
+    def _drop_enrolments(self, device_id: str) -> None:
+        """Destroy the codes of a device."""
         for name, waiting in list(self._enrolments.items()):
             if waiting.device_id == device_id:
                 self._enrolments.pop(name)
                 self._context.do(Delete(ENROLMENT_TABLE, name))
-        self._context.log("warning", "device revoked", device=device_id)
 
     def _set_attack(self, request: SetDeviceAttack) -> DocumentAnswer | RequestError:
         device = self._devices.get(request.device_id)
@@ -478,8 +483,8 @@ class Devices:
             device_id, current, previous, counter, keys = msgpack.unpackb(self._vault.open(DEVICE_TABLE, row, sealed))
             device = self._devices[device_id] = _Device(device_id, current, previous, counter)
             for key_id, secret in keys:
-                last, seen, missing, pad_used = msgpack.unpackb(windows[key_id])
-                device.keys.append(TelemetryKey(device_id, key_id, secret, pad_used))
+                last, seen, missing = msgpack.unpackb(windows[key_id])
+                device.keys.append(TelemetryKey(device_id, key_id, secret))
                 device.windows[key_id] = ReplayWindow(last, int.from_bytes(seen, "big"), missing)
         for name, sealed in stored.get(ENROLMENT_TABLE, ()):
             device_id, code, bits, millibits, request, nonce = msgpack.unpackb(
@@ -496,7 +501,7 @@ class Devices:
     def _store_window(self, device: _Device, key: TelemetryKey) -> None:
         window = device.windows[key.key_id]
         seen = window.seen.to_bytes(128, "big")
-        packed = msgpack.packb((window.last, seen, window.missing, key.pad_used))
+        packed = msgpack.packb((window.last, seen, window.missing))
         self._context.do(Put(WINDOW_TABLE, key.key_id, packed))
 
     def _store_enrolment(self, name: bytes, waiting: _Enrolment) -> None:

@@ -56,7 +56,7 @@ class Header:
 
 @dataclass(slots=True)
 class TelemetryKey:
-    """One key in use at one end. `pad_used` counts the bytes of pad that are gone, at both ends alike."""
+    """One key in use at one end. `pad_used` counts the bytes of pad that the sealing end has spent."""
 
     device_id: str
     key_id: bytes
@@ -87,7 +87,7 @@ class TelemetryKey:
     def open(self, frame: bytes) -> tuple[int, bytes]:
         """Return (time in ms, reading). Raises TelemetryError for anything that was not sealed so with this key.
 
-        A pad's bytes are never used twice: an offset before `pad_used` is refused.
+        Only the sealing end spends pad: here readings may come late and in any order, each once by its sequence.
         """
         header = Header.read(frame)
         if header.mode == GCM:
@@ -112,9 +112,8 @@ class TelemetryKey:
         if len(body) < 2 or not hmac.compare_digest(tag, self._pad_tag(frame[:HEADER_BYTES], body)):
             raise TelemetryError("a reading that this key did not seal")
         offset, sealed = int.from_bytes(body[:2], "big"), body[2:]
-        if offset < self.pad_used or offset + len(sealed) > len(self.key) - _PAD_KEY_BYTES:
-            raise TelemetryError("a pad that was used, or that does not exist")
-        self.pad_used = offset + len(sealed)
+        if offset + len(sealed) > len(self.key) - _PAD_KEY_BYTES:
+            raise TelemetryError("a pad beyond the key's end")
         return self._padded(offset, sealed)
 
     def _padded(self, offset: int, text: bytes) -> bytes:

@@ -199,6 +199,35 @@ def test_loss_and_repetition_lose_no_reading_and_repeat_none(ward: Ward, seed: i
     assert ward.agent.unanswered == 0
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_one_time_pads_survive_loss_and_disorder(seed: int) -> None:
+    ward = Ward(make_cluster(), pad=True)
+    ward.enrol(issue(ward.cluster))
+    assert ward.agent is not None
+    ward.chaos = random.Random(seed)
+    ward.live(20)
+    sent = []
+    for value in range(12):
+        frames = ward.agent.publish(str(value).encode(), ward.cluster.now_ns)
+        if frames:
+            sent.append(value)
+        ward.carry(frames)
+        ward.live(1)
+    ward.chaos = None
+    ward.live(10)
+    assert sorted(reading["reading"] for reading in ward.readings) == sent and len(sent) > 5
+    assert ward.agent.unanswered == 0
+
+
+def test_codes_are_destroyed_once_the_device_has_a_key(ward: Ward) -> None:
+    assert ward.cluster.hosts["node-1"].disk["device.enrolment"]
+    ward.live(1)
+    ward.cluster.run(lambda: False, 1)
+    assert not ward.cluster.hosts["node-1"].disk["device.enrolment"]
+    reply = ward.cluster.answer("node-1", DeviceFrame("ecg-1", "enrol", ward.last_request))
+    assert "not valid here" in enrolment.decode(reply.messages[0][1]).reason  # type: ignore[attr-defined]
+
+
 def test_a_node_that_is_killed_goes_on_with_its_devices(ward: Ward) -> None:
     assert ward.agent is not None
     ward.live(1)
