@@ -86,12 +86,12 @@ async def test_hybrid_keys_are_made_over_the_broker(here: Ward) -> None:
 async def test_strangers_and_other_devices_are_kept_out(here: Ward) -> None:
     host, port = "127.0.0.1", here.port
     with pytest.raises(aiomqtt.MqttError):
-        async with aiomqtt.Client(host, port, protocol=aiomqtt.ProtocolVersion.V5, timeout=5):
+        async with aiomqtt.Client(host, port, protocol=aiomqtt.ProtocolVersion.V5, timeout=2):
             pass  # no TLS
     nameless = ssl.create_default_context(cafile=str(here.homes["ecg-3"] / "ca.crt"))
     with pytest.raises((aiomqtt.MqttError, OSError)):
         async with aiomqtt.Client(
-            host, port, protocol=aiomqtt.ProtocolVersion.V5, tls_context=nameless, timeout=5
+            host, port, protocol=aiomqtt.ProtocolVersion.V5, tls_context=nameless, timeout=2
         ) as client:
             await client.publish("qnode/node-1/device/ecg-3/up/data", b"x", qos=1)  # no certificate
     async with aiomqtt.Client(

@@ -387,3 +387,24 @@ def test_replays_and_clocks_far_ahead_are_refused(ward: Ward) -> None:
 def test_a_node_without_devices_says_so() -> None:
     cluster = Cluster(2, edges=[(0, 1)], block_pulses=10_000)
     assert cluster.answer("node-1", GetDevices()).status == 404
+
+
+@pytest.mark.parametrize("delay_ns", [0, 200_000, 400_000, 2_000_000, 20_000_000])
+def test_an_enrolment_survives_a_kill_at_any_moment(delay_ns: int) -> None:
+    """The device asks again after the crash, and is registered once."""
+    cluster = make_cluster()
+    answer = issue(cluster)
+    ward = Ward(cluster)
+    public = ward.identity.public_key().public_bytes_raw()
+    signed = enrolment.statement(
+        answer.chain_id, answer.genesis_digest, "ecg-1", "node-1", public, (answer.key_bits_min, 33_219)
+    )
+    blank = Enrol(enrolment.code_name(answer.code), "ecg-1", public, ward.identity.sign(signed), bytes(16), b"")
+    frame = DeviceFrame("ecg-1", "enrol", encode_record(enrolment.with_mac(blank, answer.code)))
+    cluster.ask("node-1", frame)
+    cluster.run(lambda: False, delay_ns / 1e9)
+    cluster.crash("node-1")
+    cluster.start("node-1")
+    reply = cluster.answer("node-1", frame, 60)
+    assert isinstance(enrolment.decode(reply.messages[0][1]), enrolment.Enrolled)
+    assert [each["device_id"] for each in ward.status()["devices"]] == ["ecg-1"]
