@@ -26,7 +26,7 @@ from qnode import cluster as clusters
 from qnode.api import broker
 from qnode.cluster import OPERATOR, Cluster
 from qnode.commands.device import write_enrolment
-from qnode.device.process import DeviceProcess, Pace, cycled
+from qnode.device.process import DeviceProcess, Pace, cycled, end_task
 from qnode.device.readings import recorded, shipped
 from qnode.device.store import Configuration
 from qnode.initialise import Plan, free_ports, initialise, read_topology
@@ -109,7 +109,7 @@ async def _one(home: Path, sessions: int) -> dict[str, Any]:
         _raise(task)
     session_ms, receipt_ms = agent.figures.session_ms[WARM_UP:], list(agent.figures.receipt_ms)
     last = agent.figures.last_session
-    await _stop(task)
+    await end_task(task)
     return {
         "sessions": len(session_ms),
         "session_failures": agent.figures.session_failures,
@@ -192,8 +192,3 @@ async def _agent_of(process: DeviceProcess, task: "asyncio.Task[None]") -> Any:
 def _raise(task: "asyncio.Task[None]") -> None:
     if task.done():
         task.result()
-
-
-async def _stop(task: "asyncio.Task[None]") -> None:
-    task.cancel()
-    await asyncio.gather(task, return_exceptions=True)

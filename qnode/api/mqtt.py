@@ -6,7 +6,6 @@ comes twice is found by the node, which numbers everything.
 """
 
 import asyncio
-import contextlib
 import json
 import socket
 import ssl
@@ -20,6 +19,7 @@ from paho.mqtt.properties import Properties
 from protocol.parameters import ParameterError
 from protocol.quantum.link import LinkParameters
 from qnode.device.kem import MlKem768
+from qnode.device.process import end_task
 from qnode.devices import DevicePlane
 from qnode.inputs import Answer, DeviceFrame, DeviceReply, Request, RequestError
 from qnode.settings import NAME_PATTERN, DeviceSettings, SettingsError
@@ -115,9 +115,7 @@ class MqttDoor:
     async def stop(self) -> None:
         """Say that the node goes, and close."""
         if self._task is not None:
-            self._task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._task
+            await end_task(self._task)
         if self._file is not None:
             self._file.close()
 

@@ -26,7 +26,7 @@ from qnode import cluster as clusters
 from qnode.api import broker
 from qnode.cluster import OPERATOR, Cluster
 from qnode.commands.device import write_enrolment
-from qnode.device.process import DeviceProcess, DeviceRefused, Pace, cycled
+from qnode.device.process import DeviceProcess, DeviceRefused, Pace, cycled, end_task
 from qnode.device.readings import recorded, shipped
 from qnode.device.store import Configuration
 from qnode.initialise import Plan, free_ports, initialise, read_topology
@@ -249,10 +249,8 @@ class DeviceDemo:
         self.tasks[row.device_id] = asyncio.create_task(self.processes[row.device_id].run(pace))
 
     async def _end(self, device_id: str) -> None:
-        """Let what is unanswered be answered, then stop the device."""
-        task = self.tasks.pop(device_id)
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
+        """Stop the device; what is unanswered it says again when it runs again."""
+        await end_task(self.tasks.pop(device_id))
 
     async def _until_key(self, process: DeviceProcess) -> None:
         end_s = time.monotonic() + STEP_TIMEOUT_S
@@ -323,8 +321,7 @@ async def _run(demo: DeviceDemo, console: Console) -> str | None:
         console.print(f"✓ {title} [dim]{said}")
     demo.report["total_s"] = round(time.monotonic() - begun, 2)
     for task in demo.tasks.values():
-        task.cancel()
-    await asyncio.gather(*demo.tasks.values(), return_exceptions=True)
+        await end_task(task)
     return None
 
 

@@ -36,6 +36,7 @@ TICK_S: Final = 0.25
 ENROL_TIMEOUT_S: Final = 30.0
 ENROL_AGAIN_S: Final = 2.0
 CONNECT_PATIENCE_S: Final = 5.0
+CANCEL_AGAIN_S: Final = 0.5
 PUBLISH_TIMEOUT_S: Final = 2.0  # then the agent says it again anyway
 
 
@@ -98,9 +99,7 @@ class DeviceProcess:
         finally:
             for task in (listening, ticking):
                 if task is not None:
-                    task.cancel()
-                    with contextlib.suppress(asyncio.CancelledError, DeviceRefused):
-                        await task
+                    await end_task(task)
 
     def use_profile(self, profile: Profile) -> None:
         """Change the device's habits; its battery stays as full as it is."""
@@ -315,6 +314,19 @@ class DeviceProcess:
             self._enrolled.set_exception(DeviceRefused(f"the node refuses the enrolment: {answer.reason}"))
         elif isinstance(answer, Enrolled) and enrolment.is_answer(answer, self._enrolling, self.configuration.code):
             self._enrolled.set_result(answer)
+
+
+async def end_task(task: "asyncio.Task[None]") -> None:
+    """Cancel a task until it has ended, whatever it ends with.
+
+    Once is not enough: before Python 3.12, `asyncio.wait_for` (inside every publish) drops a cancellation that comes in
+    the same turn of the loop as its result.
+    """
+    while not task.done():
+        task.cancel()
+        await asyncio.wait((task,), timeout=CANCEL_AGAIN_S)
+    if not task.cancelled():
+        task.exception()  # seen: whoever cares waited for it before
 
 
 def tls_context(configuration: Configuration) -> ssl.SSLContext | None:

@@ -1,5 +1,6 @@
 """A device's files, profiles, energy plans and readings."""
 
+import asyncio
 import json
 import random
 from dataclasses import replace
@@ -16,6 +17,7 @@ from protocol.lightweight.telemetry import GCM, PAD, PadExhausted, ReplayWindow,
 from qnode.device import readings
 from qnode.device.agent import DeviceState
 from qnode.device.energy import Battery, Plan, Profile, TooWeak, plan_session, refresh_period_s
+from qnode.device.process import end_task
 from qnode.device.store import Configuration, DeviceError, Store, profile_names, read_profile
 
 FLOOR = DevicePolicy()
@@ -209,3 +211,23 @@ def test_a_pad_is_used_once() -> None:
     with pytest.raises(PadExhausted):
         ours.seal(3, 0, bytes(40), PAD)
     assert ours.seal(3, 0, bytes(40), GCM)
+
+
+async def test_a_task_that_drops_a_cancellation_is_ended_all_the_same() -> None:
+    """As `asyncio.wait_for` does before Python 3.12 when its result comes in the same turn."""
+    drops = 2
+
+    async def stubborn() -> None:
+        nonlocal drops
+        while True:
+            try:
+                await asyncio.Event().wait()
+            except asyncio.CancelledError:
+                drops -= 1
+                if drops < 0:
+                    raise
+
+    task = asyncio.create_task(stubborn())
+    await asyncio.sleep(0)
+    await asyncio.wait_for(end_task(task), 10)
+    assert task.done() and drops == -1
