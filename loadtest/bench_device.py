@@ -7,6 +7,7 @@ per second, none of which may be missing; memory (PSS) and start of a device's o
 """
 
 import asyncio
+import contextlib
 import dataclasses
 import datetime
 import json
@@ -24,7 +25,8 @@ from typing import Any, Final
 from loadtest.local import BenchFailed, awaited
 from qnode import cluster as clusters
 from qnode.api import broker
-from qnode.cluster import OPERATOR, Cluster
+from qnode.client import CallFailed
+from qnode.cluster import OPERATOR, Cluster, ClusterError
 from qnode.commands.device import write_enrolment
 from qnode.device.process import DeviceProcess, Pace, cycled, end_task
 from qnode.device.readings import recorded, shipped
@@ -64,29 +66,45 @@ class Ward:
 
 @contextmanager
 def ward(names: list[str]) -> Iterator[Ward]:
-    """Yield a ward in a temporary directory; everything is stopped at the end."""
-    with tempfile.TemporaryDirectory(prefix="qnode-bench-") as scratch:
-        directory = Path(scratch) / "cluster"
-        plan = Plan(read_topology("ring", 4), profile="lab", log_level="warning")
-        initialise(directory, plan, OperatingSystemEntropy(), datetime.datetime.now(datetime.UTC))
-        cluster = Cluster.open(directory)
-        (port,) = free_ports("127.0.0.1", 1, None)
-        nodes = [member.settings.node_id for member in cluster.members]
-        broker.attach(directory, NODE, nodes, "127.0.0.1", port, ())
-        # Links between nodes have their own benches: a small pool keeps them from disturbing this one.
-        for each in cluster.members:
-            with each.config.open("a", encoding="utf-8") as file:
-                file.write("\n[pool]\ntarget_bits = 16384\n")
-        cluster = Cluster.open(directory)
-        with broker.Broker(directory / "broker", "127.0.0.1", port) as running:
-            clusters.up(cluster, timeout_s=60)
+    """Yield a ward in a temporary directory; everything is stopped at the end.
+
+    A port that was free when it was chosen may be taken before it is bound: then all is made anew, at most twice.
+    """
+    for attempt in range(3):
+        with contextlib.ExitStack() as stack:
             try:
-                homes = {name: directory / "devices" / name for name in names}
-                for name, home in homes.items():
-                    write_enrolment(directory, NODE, name, "ecg-patch", home, 256, 33_219)
-                yield Ward(cluster, running, port, homes)
-            finally:
-                clusters.down(cluster, timeout_s=20)
+                opened = _open_ward(stack, names)
+            except (broker.BrokerError, ClusterError, CallFailed) as error:
+                if attempt == 2:
+                    raise
+                print(f"the ward did not come up, made anew: {type(error).__name__}: {error}", file=sys.stderr)
+                continue
+            yield opened
+            return
+
+
+def _open_ward(stack: contextlib.ExitStack, names: list[str]) -> Ward:
+    directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="qnode-bench-"))) / "cluster"
+    plan = Plan(read_topology("ring", 4), profile="lab", log_level="warning")
+    initialise(directory, plan, OperatingSystemEntropy(), datetime.datetime.now(datetime.UTC))
+    members = Cluster.open(directory).members
+    ports = {
+        port for each in members for port in (each.settings.api.listen_port, each.settings.peer_to_peer.listen_port)
+    }
+    port = next(port for port in iter(lambda: free_ports("127.0.0.1", 1, None)[0], 0) if port not in ports)
+    broker.attach(directory, NODE, [each.settings.node_id for each in members], "127.0.0.1", port, ())
+    # Links between nodes have their own benches: a small pool keeps them from disturbing this one.
+    for each in members:
+        with each.config.open("a", encoding="utf-8") as file:
+            file.write("\n[pool]\ntarget_bits = 16384\n")
+    cluster = Cluster.open(directory)
+    running = stack.enter_context(broker.Broker(directory / "broker", "127.0.0.1", port))
+    stack.callback(clusters.down, cluster, timeout_s=20)
+    clusters.up(cluster, timeout_s=60)
+    homes = {name: directory / "devices" / name for name in names}
+    for name, home in homes.items():
+        write_enrolment(directory, NODE, name, "ecg-patch", home, 256, 33_219)
+    return Ward(cluster, running, port, homes)
 
 
 def _prepared(home: Path, **changed: Any) -> DeviceProcess:
