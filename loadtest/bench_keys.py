@@ -7,7 +7,6 @@ each latency counts from when its request was due, so a slow answer does not hid
 
 import asyncio
 import ssl
-import statistics
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
@@ -15,7 +14,7 @@ from typing import Any, Final
 
 import aiohttp
 
-from loadtest.local import awaited, local_cluster
+from loadtest.local import awaited, local_cluster, percentiles
 from qnode import cluster as clusters
 from qnode.cluster import Cluster, Member
 from qnode.daemon import new_event_loop
@@ -147,15 +146,8 @@ def run(rate: float | None, clients: int, seconds: float) -> dict[str, Any]:
         "seconds": round(elapsed_s, 3),
         "pairs": len(figures.pair_ms),
         "pairs_per_s": round(len(figures.pair_ms) / elapsed_s, 1),
-        **_percentiles("", figures.enc_ms),
-        **_percentiles("pair_", figures.pair_ms),
+        **percentiles("p{p}_ms", figures.enc_ms, 3),
+        **percentiles("pair_p{p}_ms", figures.pair_ms, 3),
         "failures": len(figures.failures),
         "first_failure": figures.failures[0] if figures.failures else None,
     }
-
-
-def _percentiles(prefix: str, values_ms: list[float]) -> dict[str, float | None]:
-    if len(values_ms) < 2:
-        return {f"{prefix}p50_ms": None, f"{prefix}p95_ms": None, f"{prefix}p99_ms": None}
-    cuts = statistics.quantiles(values_ms, n=100)
-    return {f"{prefix}p{p}_ms": round(cuts[p - 1], 3) for p in (50, 95, 99)}

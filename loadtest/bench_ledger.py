@@ -8,7 +8,6 @@ supplied; `--rate 50` sends single records at fixed times and measures from when
 import asyncio
 import base64
 import secrets
-import statistics
 import time
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -16,7 +15,7 @@ from typing import Any, Final
 import aiohttp
 
 from ledger.transactions import KeyDelivered, encode
-from loadtest.local import BenchFailed, awaited, local_cluster
+from loadtest.local import BenchFailed, awaited, local_cluster, percentiles
 from qnode import cluster as clusters
 from qnode.cluster import Cluster, Member
 from qnode.daemon import new_event_loop
@@ -201,7 +200,7 @@ def _report(
         "seconds": round(elapsed_s, 3),
         "committed": figures.committed,
         "tx_per_s": round(figures.committed / elapsed_s, 1),
-        **_percentiles(figures.commit_ms),
+        **percentiles("commit_ms_p{p}", figures.commit_ms, 2),
         "heights_per_s": round(heights / elapsed_s, 2),
         "bytes_per_tx": round(sent / max(1, figures.committed), 1),
         "state_roots_equal": len({status["ledger"]["state_root"] for status in after}) == 1,
@@ -210,10 +209,3 @@ def _report(
         "failures": len(figures.failures),
         "first_failure": figures.failures[0] if figures.failures else None,
     }
-
-
-def _percentiles(values_ms: list[float]) -> dict[str, float | None]:
-    if len(values_ms) < 2:
-        return {"commit_ms_p50": None, "commit_ms_p95": None, "commit_ms_p99": None}
-    cuts = statistics.quantiles(values_ms, n=100)
-    return {f"commit_ms_p{p}": round(cuts[p - 1], 2) for p in (50, 95, 99)}

@@ -5,6 +5,7 @@ whatever happens.
 """
 
 import datetime
+import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -71,3 +72,11 @@ def awaited(what: str, condition: Callable[[], Any], timeout_s: float = 120.0) -
             return found
         time.sleep(0.1)
     raise BenchFailed(f"{what}: not within {timeout_s:g} s")
+
+
+def percentiles(name: str, values_ms: list[float], digits: int) -> dict[str, float | None]:
+    """Return the 50th, 95th and 99th percentile under `name` with its {p} filled in; None of fewer than two values."""
+    if len(values_ms) < 2:
+        return {name.format(p=p): None for p in (50, 95, 99)}
+    cuts = statistics.quantiles(values_ms, n=100)
+    return {name.format(p=p): round(cuts[p - 1], digits) for p in (50, 95, 99)}
