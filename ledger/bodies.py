@@ -52,6 +52,7 @@ class Bodies:
             return
         if refusal is None:
             core.mempool.add(bundle, sender.sequence)
+            core.received_transactions += len(bundle.transactions)
             core.spread(BundleMessage(encoded), bundle.sender, peer, urgent=False)
         if wanted:
             self._fetched[bundle.digest] = bundle

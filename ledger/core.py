@@ -97,6 +97,7 @@ class Core:
         self.now_ns = 0
         self.outputs: list[Output] = []
         self.height_keys: list[tuple[str, bytes]] = []
+        self.received_transactions = 0  # others', taken into the mempool since the start
         self.mempool = Mempool(settings.mempool, genesis.parameters, len(genesis.nodes))
         self.overlay = Overlay(node_id, [node.node_id for node in genesis.nodes])
 

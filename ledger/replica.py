@@ -159,6 +159,11 @@ class Replica:
         return len(self._later)
 
     @property
+    def received_transactions(self) -> int:
+        """How many transactions of other nodes this life has taken into the mempool."""
+        return self._core.received_transactions
+
+    @property
     def wall_offset_ns(self) -> int:
         """What turns monotonic time into wall time."""
         return self._core.wall_offset_ns

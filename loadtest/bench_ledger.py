@@ -1,211 +1,247 @@
 """How many key-life-cycle records the chain carries, and how soon: real daemons, real sockets, real disks.
 
-Measures; decides nothing. Each node submits deliveries of keys that its own links made (some 200 bytes each, every one
-attributable by its bundle's signature). `qnode bench ledger --nodes 4 --seconds 20 --json` keeps every node's mempool
-supplied; `--rate 50` sends single records at fixed times and measures from when each was due.
+Measures; decides nothing. `qnode bench ledger --nodes 4 --seconds 20 --json` keeps every node's mempool supplied;
+`--rate 50` sends single records at fixed times and measures from when each was due; `--kill-faulty` kills as many
+validators as may fail, starts them again, and measures before, meanwhile and until they have caught up.
 """
 
 import asyncio
-import base64
-import secrets
+import os
+import signal
 import time
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, Final
 
-import aiohttp
-
-from ledger.transactions import KeyDelivered, encode
+from loadtest.ledger_load import (
+    Feeder,
+    Figures,
+    Saturation,
+    at_rate,
+    make_feeders,
+    recorded_blocks,
+    recorded_key_ids,
+    used_link,
+)
 from loadtest.local import BenchFailed, awaited, local_cluster, percentiles
 from qnode import cluster as clusters
+from qnode.client import CallFailed
 from qnode.cluster import Cluster, Member
 from qnode.daemon import new_event_loop
-from qnode.io.certificates import client_context
+from qnode.io import pidfile
 
-BATCH: Final = 1000
-"""Records of one submission under load: one HTTP request, one bundle."""
-FEEDERS: Final = 2
-"""Submissions under way per node: one is committed while the next is on its way."""
+CATCH_UP_S_MAX: Final = 120.0
+MESH_NODES_MAX: Final = 8
+"""More nodes are linked as a ring: a full mesh of 16 would run 120 quantum links beside the chain."""
 
-
-@dataclass
-class _Figures:
-    committed: int = 0
-    refused: int = 0
-    commit_ms: list[float] = field(default_factory=list)
-    failures: list[str] = field(default_factory=list)
+Statuses = list[dict[str, Any]]
+_Load = Callable[[Cluster, list[Feeder], Figures], Any]
 
 
 @dataclass(frozen=True, slots=True)
-class _Feeder:
-    """An operator at one node, and what its records say: a link of the node, a block on it, two applications."""
+class _Measured:
+    """One measurement between two looks at all daemons."""
 
-    session: aiohttp.ClientSession
-    url: str
-    node_id: str
-    peer: str
-    link_id: str
-    block_number: int
+    figures: Figures
+    elapsed_s: float
+    before: Statuses
+    after: Statuses
+    extra: dict[str, Any]
 
-    def record(self) -> bytes:
-        number, other = self.node_id.removeprefix("node-"), self.peer.removeprefix("node-")
-        return encode(
-            KeyDelivered(
-                secrets.token_bytes(16),
-                f"sae-{number}-a",
-                f"sae-{other}-a",
-                256,
-                (self.node_id, self.peer),
-                ((self.link_id, self.block_number, 0, 512),),
-            )
-        )
 
-    async def submit(self, count: int, figures: _Figures, due_s: float) -> None:
-        records = [self.record() for _ in range(count)]
-        body = {"transactions": [base64.b64encode(record).decode() for record in records], "until": "committed"}
-        try:
-            async with self.session.post(self.url, json=body) as response:
-                answer: dict[str, Any] = await response.json()
-        except (OSError, aiohttp.ClientError) as error:
-            figures.failures.append(repr(error)[:200])
-            return
-        if answer.get("ok"):
-            figures.committed += count
-            figures.commit_ms.append(1e3 * (time.perf_counter() - due_s))
+def run(
+    nodes: int,
+    rate: float | None,
+    seconds: float,
+    *,
+    validators: int | None = None,
+    topology: str | None = None,
+    kill_faulty: bool = False,
+) -> dict[str, Any]:
+    """Run the bench over `nodes` daemons, of which the first `validators` vote, and return the figures.
+
+    Latency counts from the submission (or from when it was due) until the submitting node has executed the block.
+    """
+    topology = topology or ("mesh" if nodes <= MESH_NODES_MAX else "ring")
+    voting = min(nodes, 31) if validators is None else validators
+
+    async def load(cluster: Cluster, feeders: list[Feeder], figures: Figures) -> dict[str, Any]:
+        if kill_faulty:
+            return await _with_faults(cluster, feeders, figures, voting, seconds)
+        if rate:
+            await at_rate(feeders, rate, seconds, figures)
         else:
-            figures.refused += count
-            figures.failures.append(str(answer.get("reason") or answer.get("message"))[:200])
+            saturation = Saturation(feeders, figures)
+            await asyncio.sleep(seconds)
+            await saturation.stop()
+        return {}
+
+    # A pool that the first block fills, so that the links rest while the chain is measured.
+    tables = {"pool": {"target_bits": 16_384}}
+    with local_cluster(nodes, topology, tables=tables, validators=validators) as cluster:
+        measured = _measure(cluster, load)
+        lost = _lost(cluster, measured) if kill_faulty else None
+    return _report(nodes, voting, rate, measured, lost)
 
 
-def _recorded_blocks(cluster: Cluster) -> dict[str, int]:
-    """Return a committed block number of every link."""
-    client = cluster.members[0].client(clusters.OPERATOR)
-    found: dict[str, int] = {}
-    height = 1
-    while page := client.call("GET", f"/admin/v1/ledger/blocks?from={height}&count=200")["blocks"]:
-        for block in page:
-            for transaction in block["transactions"]:
-                if "commitment" in transaction and transaction["ok"]:
-                    found[transaction["link_id"]] = transaction["block_number"]
-        height = page[-1]["height"] + 1
-    return found
+def _measure(cluster: Cluster, load: _Load) -> _Measured:
+    links = {used_link(cluster, member.settings.node_id).link_id for member in cluster.members}
 
+    def recorded() -> dict[str, int] | None:
+        found = recorded_blocks(cluster)
+        return found if links <= set(found) else None
 
-def _feeders(cluster: Cluster, blocks: dict[str, int]) -> list[_Feeder]:
-    feeders = []
-    for member in cluster.members:
-        node_id = member.settings.node_id
-        link = next(x for x in cluster.genesis.links if node_id in (x.transmitter, x.receiver))
-        peer = link.receiver if link.transmitter == node_id else link.transmitter
-        url = (
-            f"https://{member.settings.api.listen_host}:{member.settings.api.listen_port}/admin/v1/ledger/transactions"
-        )
-        feeders.append(_Feeder(_session(member), url, node_id, peer, link.link_id, blocks[link.link_id]))
-    return feeders
+    blocks = awaited("a block of every link on the chain", recorded, timeout_s=120 + 3 * len(cluster.members))
+    with asyncio.Runner(loop_factory=new_event_loop) as runner:
+        figures, elapsed_s, before, extra = runner.run(_loaded(cluster, blocks, load))
+    wanted = before[0]["ledger"]["state_deliveries"] + figures.committed
 
+    def settled() -> Statuses | None:
+        """All nodes at one height, with every committed record in their state."""
+        seen = clusters.statuses(cluster)
+        heights = {status.get("ledger", {}).get("height") for status in seen}
+        counts = {status.get("ledger", {}).get("state_deliveries", 0) for status in seen}
+        return seen if len(heights) == 1 and len(counts) == 1 and min(counts) >= wanted else None
 
-def _session(member: Member) -> aiohttp.ClientSession:
-    stem = member.directory / "clients"
-    context = client_context(stem / "operator.crt", stem / "operator.key", member.settings.api.ca)
-    return aiohttp.ClientSession(connector=aiohttp.TCPConnector(ssl=context, limit=0))
-
-
-async def _saturate(feeders: list[_Feeder], seconds: float, figures: _Figures) -> None:
-    end = time.perf_counter() + seconds
-
-    async def feed(feeder: _Feeder) -> None:
-        while time.perf_counter() < end:
-            await feeder.submit(BATCH, figures, time.perf_counter())
-
-    await asyncio.gather(*(feed(feeder) for feeder in feeders for _ in range(FEEDERS)))
-
-
-async def _at_rate(feeders: list[_Feeder], rate: float, seconds: float, figures: _Figures) -> None:
-    begin = time.perf_counter()
-    running: set[asyncio.Task[None]] = set()
-    for number in range(int(rate * seconds)):
-        due_s = begin + number / rate
-        await asyncio.sleep(max(0.0, due_s - time.perf_counter()))
-        task = asyncio.create_task(feeders[number % len(feeders)].submit(1, figures, due_s))
-        running.add(task)
-        task.add_done_callback(running.discard)
-    await asyncio.gather(*running)
-
-
-async def _measure(
-    cluster: Cluster, blocks: dict[str, int], rate: float | None, seconds: float
-) -> tuple[_Figures, float]:
-    feeders, figures = _feeders(cluster, blocks), _Figures()
     try:
-        warm_up = _Figures()
+        after = awaited("every committed record at every node", settled, timeout_s=30 + len(cluster.members))
+    except BenchFailed:
+        after = clusters.statuses(cluster)
+    return _Measured(figures, elapsed_s, before, after, extra)
+
+
+async def _loaded(
+    cluster: Cluster, blocks: dict[str, int], load: _Load
+) -> tuple[Figures, float, Statuses, dict[str, Any]]:
+    feeders, figures = make_feeders(cluster, blocks), Figures()
+    try:
+        warm_up = Figures()
         await asyncio.gather(*(feeder.submit(1, warm_up, time.perf_counter()) for feeder in feeders))
         if warm_up.failures:
             raise BenchFailed(f"the first records were not committed: {warm_up.failures[0]}")
+
+        def executed() -> Statuses | None:
+            seen = clusters.statuses(cluster)
+            return seen if len({status["ledger"]["state_root"] for status in seen}) == 1 else None
+
+        before = await asyncio.to_thread(awaited, "one state at all nodes", executed)
         begin = time.perf_counter()
-        if rate:
-            await _at_rate(feeders, rate, seconds, figures)
-        else:
-            await _saturate(feeders, seconds, figures)
-        return figures, time.perf_counter() - begin
+        extra = await load(cluster, feeders, figures)
+        return figures, time.perf_counter() - begin, before, extra
     finally:
         for feeder in feeders:
             await feeder.session.close()
 
 
-def run(nodes: int, rate: float | None, seconds: float, topology: str = "mesh") -> dict[str, Any]:
-    """Run the bench over `nodes` daemons and return the figures.
-
-    Latency counts from the submission (or from when it was due) until the submitting node has executed the block.
-    """
-    # A pool that the first block fills, so that the links rest while the chain is measured.
-    with local_cluster(nodes, topology, tables={"pool": {"target_bits": 16_384}}) as cluster:
-
-        def recorded() -> dict[str, int] | None:
-            found = _recorded_blocks(cluster)
-            return found if len(found) == len(cluster.genesis.links) else None
-
-        blocks = awaited("a block of every link on the chain", recorded)
-        before = clusters.statuses(cluster)
-        with asyncio.Runner(loop_factory=new_event_loop) as runner:
-            figures, elapsed_s = runner.run(_measure(cluster, blocks, rate, seconds))
-        wanted = before[0]["ledger"]["state_deliveries"] + figures.committed + nodes
-
-        def settled() -> list[dict[str, Any]] | None:
-            """All nodes at one height, with every committed record in their state."""
-            seen = clusters.statuses(cluster)
-            heights = {status["ledger"]["height"] for status in seen}
-            counts = {status["ledger"]["state_deliveries"] for status in seen}
-            return seen if len(heights) == 1 and counts == {wanted} else None
-
-        try:
-            after = awaited("every committed record at every node", settled, timeout_s=30)
-        except BenchFailed:
-            after = clusters.statuses(cluster)
-    return _report(nodes, rate, figures, elapsed_s, before, after, wanted)
+# ---- faults
 
 
-def _report(
-    nodes: int,
-    rate: float | None,
-    figures: _Figures,
-    elapsed_s: float,
-    before: list[dict[str, Any]],
-    after: list[dict[str, Any]],
-    wanted: int,
+async def _with_faults(
+    cluster: Cluster, feeders: list[Feeder], figures: Figures, validators: int, seconds: float
 ) -> dict[str, Any]:
+    """Load before, while f validators are dead, and while they catch up; returns the figures of the phases."""
+    faulty = (validators - 1) // 3
+    if faulty == 0:
+        raise BenchFailed(f"of {validators} validators none may fail; take at least 4")
+    victims = cluster.members[validators - faulty : validators]
+    names = {member.settings.node_id for member in victims}
+    saturation = Saturation(feeders, figures)
+    await asyncio.sleep(seconds)
+    killed_s = time.perf_counter()
+    saturation.alive = [feeder for feeder in feeders if feeder.node_id not in names]
+    for member in victims:
+        await asyncio.to_thread(_kill, member)
+    await asyncio.sleep(seconds)
+    restarted_s = time.perf_counter()
+    await asyncio.to_thread(clusters.up, cluster, 120.0)
+    ready_s = time.perf_counter()
+    await asyncio.to_thread(_caught_up, cluster.members[0], victims)
+    caught_up_s = time.perf_counter()
+    await saturation.stop()
+    before = figures.committed_between(killed_s - seconds, killed_s)
+    faulty_rate = figures.committed_between(killed_s, restarted_s)
+    return {
+        "killed": len(victims),
+        "tx_per_s_before": round(before, 1),
+        "tx_per_s_faulty": round(faulty_rate, 1),
+        "ratio": round(faulty_rate / before, 3) if before else None,
+        "tx_per_s_catching_up": round(figures.committed_between(restarted_s, caught_up_s), 1),
+        "restart_s": round(ready_s - restarted_s, 2),
+        "caught_up_s": round(caught_up_s - restarted_s, 2),
+        "unanswered": figures.unanswered,
+    }
+
+
+def _kill(member: Member) -> None:
+    process = member.process
+    if process is None:
+        raise BenchFailed(f"{member.settings.node_id} does not run")
+    os.kill(process, signal.SIGKILL)
+    pidfile.wait_until_stopped(member.settings.state_directory)
+
+
+def _caught_up(witness: Member, victims: tuple[Member, ...]) -> None:
+    """Wait until each of the restarted nodes is at a height that the witness had said to be its own before."""
+    for member in victims:
+
+        def reached(member: Member = member) -> bool:
+            height = _height(witness)
+            return height > 0 and _height(member) >= height
+
+        awaited(f"{member.settings.node_id} at the tip", reached, timeout_s=CATCH_UP_S_MAX)
+
+
+def _height(member: Member) -> int:
+    """Return a running node's height, before it is asked how far another is; 0 while it does not answer."""
+    try:
+        document = member.client(clusters.OPERATOR).call("GET", "/admin/v1/status")
+    except CallFailed:
+        return 0
+    return int(document["ledger"]["height"])
+
+
+def _lost(cluster: Cluster, measured: _Measured) -> int:
+    """Look up every record that a caller was told to be committed, at the node with the shortest chain."""
+    heights = [status.get("ledger", {}).get("height", 0) for status in measured.after]
+    member = cluster.members[heights.index(min(heights))]
+    return len(measured.figures.key_ids - recorded_key_ids(member))
+
+
+# ---- what is printed
+
+
+def _report(nodes: int, validators: int, rate: float | None, measured: _Measured, lost: int | None) -> dict[str, Any]:
+    figures, before, after = measured.figures, measured.before, measured.after
     heights = after[0]["ledger"]["height"] - before[0]["ledger"]["height"]
-    sent = sum(b["daemon"]["bytes_sent"] - a["daemon"]["bytes_sent"] for a, b in zip(before, after, strict=True))
+    wanted = before[0]["ledger"]["state_deliveries"] + figures.committed
+    executed = min(status.get("ledger", {}).get("state_deliveries", 0) for status in after)
+    daemons = [(_since_start(a, b), b.get("daemon", {})) for a, b in zip(before, after, strict=True)]
+
+    def spent(name: str) -> float:
+        return float(sum(b.get(name, 0) - a.get(name, 0) for a, b in daemons))
+
     return {
         "nodes": nodes,
+        "validators": validators,
         "rate": rate,
-        "seconds": round(elapsed_s, 3),
+        "seconds": round(measured.elapsed_s, 3),
         "committed": figures.committed,
-        "tx_per_s": round(figures.committed / elapsed_s, 1),
+        "tx_per_s": round(figures.committed / measured.elapsed_s, 1),
         **percentiles("commit_ms_p{p}", figures.commit_ms, 2),
-        "heights_per_s": round(heights / elapsed_s, 2),
-        "bytes_per_tx": round(sent / max(1, figures.committed), 1),
-        "state_roots_equal": len({status["ledger"]["state_root"] for status in after}) == 1,
-        "tx_lost": max(0, wanted - min(status["ledger"]["state_deliveries"] for status in after)),
+        "validate_ms_mean": round(spent("validate_ms") / max(1.0, spent("validated_transactions")), 3),
+        "cpu_ms_per_tx": round(spent("cpu_ms") / max(1, figures.committed), 4),
+        "heights_per_s": round(heights / measured.elapsed_s, 2),
+        "bytes_per_tx": round(spent("bytes_sent") / max(1, figures.committed), 1),
+        **measured.extra,
+        "state_roots_equal": len({status.get("ledger", {}).get("state_root") for status in after}) == 1,
+        "tx_lost": max(0, wanted - executed) if lost is None else lost,
         "refused": figures.refused,
         "failures": len(figures.failures),
         "first_failure": figures.failures[0] if figures.failures else None,
     }
+
+
+def _since_start(before: dict[str, Any], after: dict[str, Any]) -> dict[str, Any]:
+    """Return the counters to subtract: none for a daemon that began anew meanwhile."""
+    first: dict[str, Any] = before.get("daemon", {})
+    return first if first.get("pid") == after.get("daemon", {}).get("pid") else {}

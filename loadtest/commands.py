@@ -102,15 +102,38 @@ def keys(rate: float | None, clients: int, seconds: float, as_json: bool) -> Non
 
 
 @bench.command()
-@click.option("--nodes", type=click.IntRange(2, 64), default=4, show_default=True, help="Daemons, in a full mesh.")
+@click.option("--nodes", type=click.IntRange(2, 300), default=4, show_default=True, help="Daemons.")
+@click.option("--validators", type=click.IntRange(1, 300), help="How many of them vote (default: all, up to 31).")
+@click.option("--topology", help="Quantum links, as of `qnode init` (default: mesh up to 8 nodes, ring above).")
 @click.option("--rate", type=click.FloatRange(0, min_open=True), help="Records per second; as many as go without.")
 @click.option("--seconds", type=click.FloatRange(1, 3600), default=20.0, show_default=True, help="How long.")
+@click.option("--kill-faulty", is_flag=True, help="Kill f validators after --seconds, start them after as many again.")
 @json_option
-def ledger(nodes: int, rate: float | None, seconds: float, as_json: bool) -> None:
-    """Key-life-cycle records that real daemons commit, and how soon."""
+def ledger(
+    nodes: int,
+    validators: int | None,
+    topology: str | None,
+    rate: float | None,
+    seconds: float,
+    kill_faulty: bool,
+    as_json: bool,
+) -> None:
+    """Key-life-cycle records that real daemons commit, and how soon.
+
+    \b
+    validate_ms_mean  from a request's, or another node's bundle's, last byte decoded until it is in the mempool
+    cpu_ms_per_tx     processor time of all daemons together, per record
+    With --kill-faulty: tx_per_s_before, tx_per_s_faulty while f validators are dead, ratio, restart_s until they
+    run again, caught_up_s until they are at the tip, counted from their start, while the load goes on.
+    """
     from loadtest.bench_ledger import run
 
-    _emit(run(nodes, rate, seconds), as_json)
+    if kill_faulty and rate is not None:
+        raise click.UsageError("--kill-faulty measures under full load; leave --rate out")
+    if validators is not None and validators > nodes:
+        raise click.UsageError(f"{validators} of {nodes} nodes cannot vote; raise --nodes")
+    figures = run(nodes, rate, seconds, validators=validators, topology=topology, kill_faulty=kill_faulty)
+    _emit(figures, as_json)
 
 
 @bench.command()

@@ -25,21 +25,28 @@ class BenchFailed(RuntimeError):
 
 @contextmanager
 def local_cluster(
-    nodes: int, topology: str, *, profile: str = "lab", tables: Mapping[str, Mapping[str, Any]] | None = None
+    nodes: int,
+    topology: str,
+    *,
+    profile: str = "lab",
+    tables: Mapping[str, Mapping[str, Any]] | None = None,
+    validators: int | None = None,
 ) -> Iterator[Cluster]:
     """Yield a running cluster in a temporary directory. `tables` adds keys to every node's TOML, by table.
+
+    The first `validators` nodes vote (by default all, up to 31).
 
     Raises InitialiseError, ClusterError.
     """
     with tempfile.TemporaryDirectory(prefix="qnode-bench-") as scratch:
         directory = Path(scratch) / "cluster"
-        plan = Plan(read_topology(topology, nodes), profile=profile, log_level="warning")
+        plan = Plan(read_topology(topology, nodes), profile=profile, log_level="warning", validators=validators)
         initialise(directory, plan, OperatingSystemEntropy(), datetime.datetime.now(datetime.UTC))
         cluster = Cluster.open(directory)
         for member in cluster.members:
             _extend(member.config, tables or {})
         try:
-            clusters.up(cluster, timeout_s=120)
+            clusters.up(cluster, timeout_s=120 + 2 * nodes)
             yield cluster
         finally:
             clusters.down(cluster, timeout_s=20)

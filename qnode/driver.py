@@ -58,6 +58,10 @@ class DriverFigures:
     rounds: int = 0
     syncs: int = 0
     writes: int = 0
+    validated_transactions: int = 0
+    """Transactions taken into the mempool: of requests, and of other nodes' bundles."""
+    validate_ns: int = 0
+    """Sum over them of the time since their frame, or their request, had arrived whole."""
 
 
 LEVELS: Final = {"debug": 10, "info": 20, "warning": 30, "error": 40}
@@ -100,7 +104,7 @@ class Driver:
         if self._waiting[peer] >= PEER_INPUTS_MAX and peer not in self._paused and self._transport is not None:
             self._paused.add(peer)
             self._transport.pause_reading(peer)
-        self._put(FrameReceived(peer, frame))
+        self._put(FrameReceived(peer, frame, self._now_ns()))
 
     async def ask(self, request: Request) -> Answer:
         """Have the node answer a request of one of its doors. Raises TooManyRequests, Stopped."""
@@ -111,7 +115,7 @@ class Driver:
         request_id = next(self._request_ids)
         future: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
         self._requests[request_id] = future
-        self._put(Requested(request_id, request))
+        self._put(Requested(request_id, request, self._now_ns()))
         try:
             return await future
         finally:
@@ -163,12 +167,18 @@ class Driver:
             happened = self._inputs.popleft()
             if isinstance(happened, FrameReceived):
                 self._taken(happened.peer)
-            effects += self._node.step(self._now_ns(), happened)
-        now_ns = self._now_ns()
-        if self._node.next_deadline_ns() <= now_ns:
-            effects += self._node.step(now_ns, Ticked())
+            effects += self._step(happened)
+        if self._node.next_deadline_ns() <= self._now_ns():
+            effects += self._step(Ticked())
         self.figures.inputs += count
         self.figures.rounds += 1
+        return effects
+
+    def _step(self, happened: Input) -> list[Effect]:
+        effects = self._node.step(self._now_ns(), happened)
+        for count, arrived_ns in self._node.admissions:
+            self.figures.validated_transactions += count
+            self.figures.validate_ns += count * (self._now_ns() - arrived_ns)
         return effects
 
     def _taken(self, peer: str) -> None:

@@ -60,6 +60,7 @@ class Plan:
     server_names: tuple[str, ...] = ()
     log_level: str = "info"
     seed: int | None = None
+    validators: int | None = None  # how many of the first nodes vote; all, up to VALIDATORS_MAX, without
 
 
 def read_topology(name: str, node_count: int | None) -> Topology:
@@ -125,7 +126,8 @@ class _Writer:
     def write(self) -> Genesis:
         ids = self._plan.topology.node_ids
         ports = free_ports(self._plan.host, 2 * len(ids), self._plan.base_port)
-        contacts = topologies.contacts(self._plan.topology, VALIDATORS_MAX)
+        validators = VALIDATORS_MAX if self._plan.validators is None else self._plan.validators
+        contacts = topologies.contacts(self._plan.topology, validators)
         self._pair("ca/ca", self._authority.certificate, self._authority.key)
         saes = [(node_id, sae_id) for node_id in ids for sae_id in sae_ids(node_id)]
         for _, sae_id in saes:
@@ -136,7 +138,7 @@ class _Writer:
         genesis = Genesis(
             chain_id=self._plan.chain_id,
             time_ns=int(self._now.timestamp() * 10**9),
-            nodes=tuple(GenesisNode(node_id, keys[node_id], n < VALIDATORS_MAX) for n, node_id in enumerate(ids)),
+            nodes=tuple(GenesisNode(node_id, keys[node_id], n < validators) for n, node_id in enumerate(ids)),
             links=tuple(GenesisLink(x.link_id, x.transmitter, x.receiver) for x in self._plan.topology.links),
             saes=tuple(GenesisSae(sae_id, node_id) for node_id, sae_id in saes),
         )

@@ -29,6 +29,8 @@ class FrameReceived:
 
     peer: str
     frame: bytes
+    arrived_ns: int = 0
+    """When the shell had all of it, by its clock: for figures, nothing is decided by it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +53,8 @@ class Requested:
 
     request_id: int
     request: "Request"
+    arrived_ns: int = 0
+    """When the driver was asked; see `FrameReceived`."""
 
 
 # ---- requests of applications (ETSI GS QKD 014); `caller_sae` is from the client's certificate, never from the body

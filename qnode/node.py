@@ -101,10 +101,15 @@ class NodeSetup:
 
 @dataclass(frozen=True, slots=True)
 class _Submitter:
-    """A request that brought records; `awaited` is the transaction whose block answers it, empty if admission does."""
+    """A request that brought `count` records.
+
+    `awaited` is the transaction whose block answers it, empty if admission does.
+    """
 
     request_id: int
     awaited: bytes
+    count: int
+    arrived_ns: int
 
 
 class Node:
@@ -166,6 +171,8 @@ class Node:
         self._submitters: dict[int, _Submitter] = {}  # by token, until the submission is admitted
         self._committers: dict[bytes, int] = {}  # last transaction of a submission → request that waits for its block
         self._proof_waiters: list[tuple[int, bytes, int]] = []  # (request, key ID, last height to wait for it)
+        self.admissions: list[tuple[int, int]] = []
+        """What the last step took into the mempool: (transactions, when their frame or request arrived)."""
         self._housekeeping_ns = now_ns + HOUSEKEEPING_NS
         self._tell_replica(ledger_inputs.Started())
         self._settle()
@@ -182,9 +189,13 @@ class Node:
     def step(self, now_ns: int, happened: Input) -> list[Effect]:
         """Let one thing happen and return what is to be done about it. Never raises for what others did."""
         self._context.begin(now_ns)
+        self.admissions = []
         match happened:
-            case FrameReceived(peer, frame):
+            case FrameReceived(peer, frame, arrived_ns):
+                held = self._replica.received_transactions
                 self._frame(peer, frame)
+                if (count := self._replica.received_transactions - held) > 0:
+                    self.admissions.append((count, arrived_ns))
             case JobDone(job_id, result, error):
                 self._context.finish_job(job_id, result, error)
             case PeerConnected(peer):
@@ -193,6 +204,8 @@ class Node:
                 self._tell_replica(ledger_inputs.PeerUp(peer))
             case PeerLost(peer):
                 self._peer_lost(peer)
+            case Requested(request_id, SubmitTransactions() as request, arrived_ns):
+                self._submit_for(request_id, request, arrived_ns)
             case Requested(request_id, request):
                 self._request(request_id, request)
             case Ticked():
@@ -329,8 +342,10 @@ class Node:
         elif reason is not None:
             self._committers.pop(submitter.awaited, None)
             self._context.do(Respond(submitter.request_id, RequestError(503, reason)))
-        elif not submitter.awaited:
-            self._context.do(Respond(submitter.request_id, DocumentAnswer({"admitted": True})))
+        else:
+            self.admissions.append((submitter.count, submitter.arrived_ns))
+            if not submitter.awaited:
+                self._context.do(Respond(submitter.request_id, DocumentAnswer({"admitted": True})))
 
     def _keep_for_later(self, records: tuple[Transaction, ...], reason: str) -> None:
         """The mempool has no room for own records (the chain stands still): they wait here, and go together."""
@@ -378,8 +393,6 @@ class Node:
         match request:
             case GetStatus() | GetKeys() | GetKeysWithIds():
                 self._delivery.handle(request_id, request)
-            case SubmitTransactions():
-                self._submit_for(request_id, request)
             case DeviceFrame() | IssueEnrolment() | RevokeDevice() | GetDevices() | SetDeviceAttack():
                 if self._devices is not None:
                     self._devices.handle(request_id, request)
@@ -419,14 +432,14 @@ class Node:
             answer = RequestError(503, str(error))
         self._context.do(Respond(request_id, answer))
 
-    def _submit_for(self, request_id: int, request: SubmitTransactions) -> None:
+    def _submit_for(self, request_id: int, request: SubmitTransactions, arrived_ns: int) -> None:
         """Submit a caller's records; he hears when they are admitted, or when the last of them is committed."""
         if not request.transactions:
             self._context.do(Respond(request_id, RequestError(400, "there are no transactions to submit")))
             return
         self._tokens += 1
         awaited = transaction_id(request.transactions[-1]) if request.until_committed else b""
-        self._submitters[self._tokens] = _Submitter(request_id, awaited)
+        self._submitters[self._tokens] = _Submitter(request_id, awaited, len(request.transactions), arrived_ns)
         if awaited:
             self._committers[awaited] = request_id
         self._tell_replica(ledger_inputs.EncodedTransactionsSubmitted(self._tokens, request.transactions))

@@ -40,6 +40,7 @@ class FakeNode:
         self.inputs: list[Input] = []
         self.script: Callable[[Input], list[Effect]] = lambda happened: []
         self.deadline_ns = 1 << 62
+        self.admissions: list[tuple[int, int]] = []
 
     def take_birth_effects(self) -> list[Effect]:
         return self.birth
@@ -130,6 +131,23 @@ async def running(rig: Rig) -> AsyncIterator[Rig]:
         rig.storage.gate.set()
         await asyncio.gather(task, return_exceptions=True)
         await rig.jobs.close()
+
+
+async def test_what_a_step_admits_is_counted_from_its_arrival() -> None:
+    rig = Rig()
+    rig.now_ns = 1_000
+
+    def script(happened: Input) -> list[Effect]:
+        if isinstance(happened, FrameReceived):
+            rig.now_ns = 1_700
+            rig.node.admissions = [(3, happened.arrived_ns)]
+        return []
+
+    rig.node.script = script
+    async with running(rig):
+        rig.driver.frame_received("peer", b"bundle")
+        await rig.until(lambda: rig.driver.figures.validated_transactions == 3)
+    assert rig.driver.figures.validate_ns == 3 * 700
 
 
 async def test_writes_are_synced_between_early_and_late_sends() -> None:
