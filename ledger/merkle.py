@@ -74,7 +74,7 @@ _ABSENT = b"\x00"
 
 
 Leaf = tuple[bytes, bytes]
-"""One entry: its cell, and the 32-byte path of its key followed by its value."""
+"""One entry: its cell, and in one byte string the 32-byte path of its key, the key's size, the key, and its value."""
 Branch = tuple[bytes, tuple["Leaf | Branch | None", ...], tuple[bytes, ...]]
 """At least two entries: the cell, sixteen children, and their cells."""
 Node = Leaf | Branch
@@ -82,6 +82,15 @@ Node = Leaf | Branch
 that holds nothing it must watch. With lists or classes here collections cost as much as the hashing."""
 _Item = tuple[bytes, Leaf | None]
 PATH_SIZE_BYTES = 32
+KEY_SIZE_BYTES = 2
+_KEY_START = PATH_SIZE_BYTES + KEY_SIZE_BYTES
+
+
+def leaf_entry(leaf: Leaf) -> tuple[bytes, bytes]:
+    """Return the key and the value of a leaf: with both, a trie is a complete copy of what it commits to."""
+    entry = leaf[1]
+    value_start = _KEY_START + int.from_bytes(entry[PATH_SIZE_BYTES:_KEY_START], "big")
+    return entry[_KEY_START:value_start], entry[value_start:]
 
 
 def trie_path(key: bytes) -> bytes:
@@ -116,8 +125,8 @@ def trie_update(node: Node | None, changes: Mapping[bytes, bytes | None]) -> Nod
         if value is None:
             items.append((path, None))
         else:
-            entry = path + value
-            items.append((path, (b"\x01" + _sha256(b"\x02" + entry).digest(), entry)))
+            entry = b"%b%b%b%b" % (path, len(key).to_bytes(KEY_SIZE_BYTES, "big"), key, value)
+            items.append((path, (b"\x01" + _sha256(b"\x02" + path + value).digest(), entry)))
     return _update(node, items, 0) if items else node
 
 
@@ -172,7 +181,7 @@ def trie_get(node: Node | None, key: bytes) -> bytes | None:
         depth += 1
     if node is None or not node[1].startswith(path):
         return None
-    return node[1][PATH_SIZE_BYTES:]
+    return leaf_entry(node)[1]
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,7 +203,7 @@ def trie_prove(node: Node | None, key: bytes) -> TrieProof:
     while node is not None and len(node) == 3:
         branches.append(tuple(b"" if child is None else child[0][1:] for child in node[1]))
         node = node[1][_nibble(path, len(branches) - 1)]
-    leaf = None if node is None else (node[1][:PATH_SIZE_BYTES], node[1][PATH_SIZE_BYTES:])
+    leaf = None if node is None else (node[1][:PATH_SIZE_BYTES], leaf_entry(node)[1])
     return TrieProof(tuple(branches), leaf)
 
 
