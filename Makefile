@@ -29,7 +29,12 @@ $(VENV)/.dev: requirements-dev.lock $(VENV)/.runtime
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements-dev.lock
 	@touch $@
 
-demo: $(VENV)/.runtime
+# The demo of devices needs a broker: Mosquitto if the machine has it, the embedded one otherwise.
+$(VENV)/.broker: requirements-broker.lock $(VENV)/.runtime
+	@PATH="$$PATH:/usr/sbin:/usr/local/sbin" command -v mosquitto >/dev/null || $(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements-broker.lock
+	@touch $@
+
+demo: $(VENV)/.broker
 	@$(BIN)/python -m qnode.demo
 
 setup: $(VENV)/.dev
@@ -70,7 +75,8 @@ simulate: $(VENV)/.dev
 
 lock:
 	uv pip compile -q --upgrade --universal --python-version 3.11 --generate-hashes --no-header requirements.in -o requirements.lock
-	uv pip compile -q --upgrade --universal --python-version 3.11 --generate-hashes --no-header -c requirements.lock requirements-dev.in -o requirements-dev.lock
+	uv pip compile -q --upgrade --universal --python-version 3.11 --generate-hashes --no-header -c requirements.lock requirements-broker.in -o requirements-broker.lock
+	uv pip compile -q --upgrade --universal --python-version 3.11 --generate-hashes --no-header -c requirements.lock -c requirements-broker.lock requirements-dev.in -o requirements-dev.lock
 
 clean:
 	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .demo demo-report.json

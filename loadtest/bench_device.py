@@ -25,6 +25,7 @@ from typing import Any, Final
 from loadtest.local import BenchFailed, awaited
 from qnode import cluster as clusters
 from qnode.api import broker
+from qnode.api.broker import BrokerKind
 from qnode.client import CallFailed
 from qnode.cluster import OPERATOR, Cluster, ClusterError
 from qnode.commands.device import write_enrolment
@@ -39,11 +40,12 @@ NODE: Final = "node-1"
 WARM_UP: Final = 3
 
 
-def run(sessions: int, devices: int, seconds: float) -> dict[str, Any]:
+def run(sessions: int, devices: int, seconds: float, kind: BrokerKind | None = None) -> dict[str, Any]:
     """Measure everything; takes about 20 s more than `seconds`. Raises BenchFailed, BrokerError, ClusterError."""
-    with ward(["bench", "process"] + [f"d{number}" for number in range(devices)]) as here:
+    with ward(["bench", "process"] + [f"d{number}" for number in range(devices)], kind) as here:
         cluster, homes = here.cluster, here.homes
-        figures = asyncio.run(_one(homes["bench"], sessions))
+        figures: dict[str, Any] = {"broker": here.broker.kind}
+        figures |= asyncio.run(_one(homes["bench"], sessions))
         figures |= _process(homes["process"])
         figures |= asyncio.run(_many([homes[f"d{number}"] for number in range(devices)], seconds))
         document = cluster.member(NODE).client(OPERATOR).call("GET", "/admin/v1/devices")
@@ -65,15 +67,15 @@ class Ward:
 
 
 @contextmanager
-def ward(names: list[str]) -> Iterator[Ward]:
-    """Yield a ward in a temporary directory; everything is stopped at the end.
+def ward(names: list[str], kind: BrokerKind | None = None) -> Iterator[Ward]:
+    """Yield a ward in a temporary directory; everything is stopped at the end. Without `kind`, Mosquitto if it can be.
 
     A port that was free when it was chosen may be taken before it is bound: then all is made anew, at most twice.
     """
     for attempt in range(3):
         with contextlib.ExitStack() as stack:
             try:
-                opened = _open_ward(stack, names)
+                opened = _open_ward(stack, names, kind or broker.available())
             except (broker.BrokerError, ClusterError, CallFailed) as error:
                 if attempt == 2:
                     raise
@@ -83,7 +85,7 @@ def ward(names: list[str]) -> Iterator[Ward]:
             return
 
 
-def _open_ward(stack: contextlib.ExitStack, names: list[str]) -> Ward:
+def _open_ward(stack: contextlib.ExitStack, names: list[str], kind: BrokerKind) -> Ward:
     directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="qnode-bench-"))) / "cluster"
     plan = Plan(read_topology("ring", 4), profile="lab", log_level="warning")
     initialise(directory, plan, OperatingSystemEntropy(), datetime.datetime.now(datetime.UTC))
@@ -98,7 +100,7 @@ def _open_ward(stack: contextlib.ExitStack, names: list[str]) -> Ward:
         with each.config.open("a", encoding="utf-8") as file:
             file.write("\n[pool]\ntarget_bits = 16384\n")
     cluster = Cluster.open(directory)
-    running = stack.enter_context(broker.Broker(directory / "broker", "127.0.0.1", port))
+    running = stack.enter_context(broker.Broker(directory / "broker", "127.0.0.1", port, kind))
     stack.callback(clusters.down, cluster, timeout_s=20)
     clusters.up(cluster, timeout_s=60)
     homes = {name: directory / "devices" / name for name in names}

@@ -5,7 +5,7 @@ benches themselves are imported when called.
 """
 
 import json
-from typing import Any
+from typing import Any, Literal
 
 import click
 
@@ -140,9 +140,12 @@ def ledger(
 @click.option("--sessions", type=count, default=30, show_default=True, help="Sessions of 2,048 raw bits.")
 @click.option("--devices", type=count, default=200, show_default=True, help="Devices at one reading per second each.")
 @click.option("--seconds", type=click.FloatRange(2, 3600), default=20.0, show_default=True, help="For how long.")
+@click.option("--broker", type=click.Choice(["mosquitto", "embedded"]), help="Mosquitto without it, if installed.")
 @json_option
-def device(sessions: int, devices: int, seconds: float, as_json: bool) -> None:
-    """Devices over Mosquitto: session time, round trip of a reading, many devices, a device's memory."""
+def device(
+    sessions: int, devices: int, seconds: float, broker: Literal["mosquitto", "embedded"] | None, as_json: bool
+) -> None:
+    """Devices over a broker: session time, round trip of a reading, many devices, a device's memory."""
     from loadtest.bench_device import run
 
-    _emit(run(sessions, devices, seconds), as_json)
+    _emit(run(sessions, devices, seconds, broker), as_json)

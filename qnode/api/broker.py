@@ -1,4 +1,4 @@
-"""Files for the devices' broker and for its clients: Mosquitto's configuration, certificates, ACL (row S4-1.1).
+"""Files for the devices' broker and for its clients: configuration, certificates, ACL; and a broker run (row S4-1.1).
 
 The cluster's authority signs the broker's certificate and those of its clients, whose common name is their user: the
 node's, or the device's. These identities are unknown to the HTTPS door on purpose: a device's certificate opens nothing
@@ -13,9 +13,11 @@ import os
 import shutil
 import socket
 import subprocess
+import sys
 import time
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Final, cast
+from typing import Any, Final, Literal, cast
 
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -26,7 +28,11 @@ from qnode.io.certificates import Authority, Identity, Kind
 QUEUED_MESSAGES_MAX: Final = 10_000
 """Per client: what the broker keeps for a node or device that is away."""
 MESSAGE_BYTES_MAX: Final = 131_072
-START_TIMEOUT_S: Final = 10.0
+START_TIMEOUT_S: Final = 60.0
+"""A broker listens within a second; a machine under load may take many."""
+BROKER_FILE: Final = "broker.json"
+"""Where the embedded broker listens; Mosquitto reads its own file."""
+BrokerKind = Literal["mosquitto", "embedded"]
 
 
 def authority_of(cluster: Path) -> Authority:
@@ -63,6 +69,7 @@ def write_broker(
     (directory / "acl").chmod(0o600)  # Mosquitto warns of files that others may read
     (directory / "data").mkdir(exist_ok=True)
     (directory / "mosquitto.conf").write_text(_configuration(directory.resolve(), host, port), "utf-8")
+    (directory / BROKER_FILE).write_text(json.dumps({"host": host, "port": port}) + "\n", "utf-8")
 
 
 def attach(cluster: Path, node_id: str, node_ids: list[str], host: str, port: int, names: tuple[str, ...]) -> Path:
@@ -95,24 +102,49 @@ def find_mosquitto() -> str:
     return found
 
 
-class Broker:
-    """A Mosquitto of our own, for demos, benches and tests: `start`, `stop`, or a `with` block."""
+def require_embedded() -> None:
+    """Raise BrokerError with how to get the embedded broker, where it is not installed."""
+    if find_spec("amqtt") is None:
+        raise BrokerError("the embedded broker is not installed: pip install 'qnode[broker]' brings it")
 
-    def __init__(self, directory: Path, host: str, port: int) -> None:
+
+def available() -> BrokerKind:
+    """Return the kind of broker this machine can run, Mosquitto first. Raises BrokerError with both ways out."""
+    try:
+        find_mosquitto()
+    except BrokerError as missing:
+        try:
+            require_embedded()
+        except BrokerError as other:
+            raise BrokerError(f"{missing}; or {other}") from None
+        return "embedded"
+    return "mosquitto"
+
+
+class Broker:
+    """A broker of our own, for demos, benches and tests: `start`, `stop`, or a `with` block."""
+
+    def __init__(self, directory: Path, host: str, port: int, kind: BrokerKind = "mosquitto") -> None:
         """`directory`: what `write_broker` wrote."""
         self._directory = directory
         self._address = host, port
+        self.kind = kind
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
         """Start it and return when it listens. Raises BrokerError."""
-        command = [find_mosquitto(), "-c", str(self._directory / "mosquitto.conf")]
-        with (self._directory / "mosquitto.log").open("ab") as log:
+        if self.kind == "mosquitto":
+            command = [find_mosquitto(), "-c", str(self._directory / "mosquitto.conf")]
+        else:
+            require_embedded()
+            command = [sys.executable, "-m", "qnode", "mqtt", "broker", "--directory", str(self._directory)]
+        path = self._directory / f"{self.kind}.log"
+        with path.open("ab") as log:
             self._process = subprocess.Popen(command, stdout=log, stderr=log)
-        _await_broker(self._process, self._directory, *self._address)
+        _await_broker(self._process, path, *self._address)
 
     def stop(self) -> None:
-        """Stop it; its sessions stay on the disk."""
+        """Stop it. Mosquitto's sessions stay on the disk, the embedded broker's are gone."""
         if self._process is not None:
             self._process.terminate()
             self._process.wait(10)
@@ -125,15 +157,15 @@ class Broker:
         self.stop()
 
 
-def _await_broker(process: "subprocess.Popen[bytes]", directory: Path, host: str, port: int) -> None:
+def _await_broker(process: "subprocess.Popen[bytes]", log: Path, host: str, port: int) -> None:
     """Return when the broker listens. Raises BrokerError with the end of its log."""
     end_s = time.monotonic() + START_TIMEOUT_S
     while time.monotonic() < end_s and process.poll() is None:
         with contextlib.suppress(OSError), socket.create_connection((host, port), 1):
             return
         time.sleep(0.02)
-    said = (directory / "mosquitto.log").read_text("utf-8", "replace").strip()[-300:]
-    raise BrokerError(f"mosquitto does not listen on {host}:{port}: {said or 'it says nothing'}")
+    said = log.read_text("utf-8", "replace").strip()[-300:]
+    raise BrokerError(f"the broker does not listen on {host}:{port}: {said or 'it says nothing'}")
 
 
 def _configuration(directory: Path, host: str, port: int) -> str:

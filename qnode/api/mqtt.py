@@ -1,4 +1,4 @@
-"""MQTT 5 to and from devices: topics, the broker's connection, and nothing else (rows S4-1.1, S4-A1.3–6).
+"""MQTT to and from devices: topics, the broker's connection, and nothing else (rows S4-1.1, S4-A1.3–6).
 
 Every message becomes one request to the node and its answer is published, so that devices enter by the same door as
 applications. A lost broker is dialled again for ever; its persistent session keeps what devices said meanwhile. What
@@ -7,17 +7,15 @@ comes twice is found by the node, which numbers everything.
 
 import asyncio
 import json
-import socket
 import ssl
 from collections.abc import Awaitable, Callable
 from typing import IO, Any, Final
 
 import aiomqtt
-from paho.mqtt.packettypes import PacketTypes
-from paho.mqtt.properties import Properties
 
 from protocol.parameters import ParameterError
 from protocol.quantum.link import LinkParameters
+from qnode.device.dialling import RECONNECT_S, Dialler
 from qnode.device.kem import MlKem768
 from qnode.device.process import end_task
 from qnode.devices import DevicePlane
@@ -29,9 +27,6 @@ CHANNELS: Final = ("enrol", "session", "data")
 PAYLOAD_BYTES_MAX: Final = 64 * 1024
 FRAMES_UNDER_WAY_MAX: Final = 1024
 """Frames that the node has not answered; beyond it the broker's messages wait in the client, then in the broker."""
-SESSION_EXPIRY_S: Final = 86_400
-RECONNECT_S: Final = (0.1, 5.0)
-KEEP_ALIVE_S: Final = 30
 
 
 def device_plane(settings: DeviceSettings) -> DevicePlane:
@@ -96,7 +91,11 @@ class MqttDoor:
         self._settings = settings
         self._ask = ask
         self._log = log
-        self._context = tls_context(settings)
+        assert settings.broker_host is not None, "a node without a broker has no door to devices"
+        will = aiomqtt.Will(f"{ROOT}/{node_id}/status", b"offline", qos=1, retain=True)
+        self._dialler = Dialler(
+            settings.broker_host, settings.broker_port, f"qnode-{node_id}", tls_context(settings), will
+        )
         self._task: asyncio.Task[None] | None = None
         self._under_way = asyncio.Semaphore(FRAMES_UNDER_WAY_MAX)
         self._tasks: set[asyncio.Task[None]] = set()
@@ -123,36 +122,26 @@ class MqttDoor:
         delay_s = RECONNECT_S[0]
         while True:
             try:
-                async with self._client() as client:
+                async with self._dialler.client() as client:
                     delay_s = RECONNECT_S[0]
                     await self._serve(client)
             except (aiomqtt.MqttError, OSError) as error:
+                if self._dialler.failed(error):
+                    continue
                 self._log.warning("broker not reached", host=self._settings.broker_host, reason=str(error))
             await asyncio.sleep(delay_s)
             delay_s = min(2 * delay_s, RECONNECT_S[1])
-
-    def _client(self) -> aiomqtt.Client:
-        assert self._settings.broker_host is not None
-        return aiomqtt.Client(
-            self._settings.broker_host,
-            self._settings.broker_port,
-            identifier=f"qnode-{self._node_id}",
-            protocol=aiomqtt.ProtocolVersion.V5,
-            clean_start=False,
-            properties=session_properties(),
-            tls_context=self._context,
-            keepalive=KEEP_ALIVE_S,
-            socket_options=((socket.IPPROTO_TCP, socket.TCP_NODELAY, 1),),  # a session is many small messages
-            timeout=10,
-            max_inflight_messages=1000,
-            will=aiomqtt.Will(f"{ROOT}/{self._node_id}/status", b"offline", qos=1, retain=True),
-        )
 
     async def _serve(self, client: aiomqtt.Client) -> None:
         await client.subscribe(up_topic(self._node_id, "+", "+"), qos=1)
         await client.publish(f"{ROOT}/{self._node_id}/status", b"online", qos=1, retain=True)
         self.counters["connections"] += 1
-        self._log.info("broker connected", host=self._settings.broker_host, port=self._settings.broker_port)
+        self._log.info(
+            "broker connected",
+            host=self._settings.broker_host,
+            port=self._settings.broker_port,
+            mqtt=self._dialler.version.name,
+        )
         async for message in client.messages:
             frame = self._frame(str(message.topic), message.payload)
             if frame is None:
@@ -201,13 +190,6 @@ class MqttDoor:
         if self._file is not None:
             self._file.write(line + "\n")
         await client.publish(readings_topic(self._node_id, device_id), line.encode(), qos=0)
-
-
-def session_properties() -> Properties:
-    """Return MQTT 5 CONNECT properties of a session that outlives its connection."""
-    properties = Properties(PacketTypes.CONNECT)  # type: ignore[no-untyped-call]
-    properties.SessionExpiryInterval = SESSION_EXPIRY_S
-    return properties
 
 
 def tls_context(settings: DeviceSettings) -> ssl.SSLContext | None:

@@ -1,4 +1,4 @@
-"""`qnode mqtt acl|setup`: what a Mosquitto needs to serve devices."""
+"""`qnode mqtt acl|setup|broker`: what a broker needs to serve devices, and an embedded one."""
 
 from pathlib import Path
 
@@ -15,6 +15,7 @@ def mqtt() -> None:
     Examples:
       qnode mqtt setup --cluster demo --node node-1    certificates, ACL, mosquitto.conf; [devices] of node-1
       mosquitto -c demo/broker/mosquitto.conf
+      qnode mqtt broker --cluster demo                 the embedded broker instead, where there is no Mosquitto
       qnode mqtt acl --cluster demo > acl
     """
 
@@ -49,4 +50,23 @@ def setup(directory: Path, node_id: str, host: str, port: int, names: tuple[str,
     nodes = [each.settings.node_id for each in cluster.members]
     target = broker.attach(directory, node_id, nodes, host, port, names)
     click.echo(f"start the broker: mosquitto -c {target / 'mosquitto.conf'}")
+    click.echo(f"   or, without Mosquitto: qnode mqtt broker --cluster {directory}")
     click.echo(f"then (re)start {node_id}; enrol devices with `qnode device enrol --cluster {directory} DEVICE_ID`")
+
+
+@mqtt.command("broker")
+@cluster_option
+@click.option("--directory", "target", type=click.Path(path_type=Path), help="What `mqtt setup` wrote; DIR/broker.")
+def run_broker(directory: Path, target: Path | None) -> None:
+    """Run the embedded broker until it is interrupted: MQTT 3.1.1 over TLS with client certificates, and the same ACL.
+
+    It is for one machine and for trying things out; it keeps nothing when it stops. Needs the extra qnode[broker].
+    """
+    import asyncio
+
+    from qnode.api import broker
+
+    broker.require_embedded()
+    from qnode.api.embedded import serve
+
+    asyncio.run(serve(target or directory / "broker", lambda address: click.echo(f"the broker listens on {address}")))

@@ -8,7 +8,6 @@ import asyncio
 import contextlib
 import os
 import random
-import socket
 import ssl
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -16,8 +15,6 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 import aiomqtt
-from paho.mqtt.packettypes import PacketTypes
-from paho.mqtt.properties import Properties
 
 from protocol.lightweight import enrolment
 from protocol.lightweight.channel import derive
@@ -25,12 +22,10 @@ from protocol.lightweight.enrolment import Enrol, Enrolled, EnrolmentRefused
 from protocol.lightweight.hybrid import Kem
 from protocol.records import MalformedMessage, encode_record
 from qnode.device.agent import Agent, DeviceState, Outgoing
+from qnode.device.dialling import RECONNECT_S, Dialler
 from qnode.device.energy import Battery, Profile
 from qnode.device.store import Configuration, DeviceError, Store
 
-SESSION_EXPIRY_S: Final = 86_400
-KEEP_ALIVE_S: Final = 30
-RECONNECT_S: Final = (0.1, 5.0)
 TICK_S: Final = 0.25
 """How often unanswered frames are looked at; everything else happens when a frame or a reading comes."""
 ENROL_TIMEOUT_S: Final = 30.0
@@ -74,8 +69,13 @@ class DeviceProcess:
         self.battery = Battery.fresh(self.profile)
         self._one_time_pad = one_time_pad
         self._kem = kem
-        self._tls = tls_context(configuration)
         self._prefix = f"qnode/{configuration.node_id}/device/{configuration.device_id}"
+        self._dialler = Dialler(
+            *(configuration.broker_host, configuration.broker_port),
+            f"device-{configuration.device_id}",
+            tls_context(configuration),
+            aiomqtt.Will(f"{self._prefix}/up/status", b"lost", qos=1),
+        )
         self._client: aiomqtt.Client | None = None
         self._enrolled: asyncio.Future[Enrolled] | None = None
         self._enrolling: Enrol | None = None
@@ -203,33 +203,18 @@ class DeviceProcess:
         delay_s = RECONNECT_S[0]
         while True:
             try:
-                async with self._connection() as client:
+                async with self._dialler.client() as client:
                     delay_s = RECONNECT_S[0]
                     await self._hear(client)
-            except (aiomqtt.MqttError, OSError):
-                pass  # the broker is away; nothing is lost, all of it is said again
+            except (aiomqtt.MqttError, OSError) as error:
+                if self._dialler.failed(error):
+                    continue
+                # the broker is away; nothing is lost, all of it is said again
             finally:
                 self._client = None
                 self.connected.clear()
             await asyncio.sleep(delay_s)
             delay_s = min(2 * delay_s, RECONNECT_S[1])
-
-    def _connection(self) -> aiomqtt.Client:
-        properties = Properties(PacketTypes.CONNECT)  # type: ignore[no-untyped-call]
-        properties.SessionExpiryInterval = SESSION_EXPIRY_S
-        return aiomqtt.Client(
-            self.configuration.broker_host,
-            self.configuration.broker_port,
-            identifier=f"device-{self.configuration.device_id}",
-            protocol=aiomqtt.ProtocolVersion.V5,
-            clean_start=False,
-            properties=properties,
-            tls_context=self._tls,
-            keepalive=KEEP_ALIVE_S,
-            socket_options=((socket.IPPROTO_TCP, socket.TCP_NODELAY, 1),),  # a session is many small messages
-            timeout=10,
-            will=aiomqtt.Will(f"{self._prefix}/up/status", b"lost", qos=1),
-        )
 
     async def _hear(self, client: aiomqtt.Client) -> None:
         await client.subscribe(f"{self._prefix}/down/+", qos=1)
