@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from ledger.block import Block
 from ledger.bundle import Bundle
+from ledger.contracts import governance, revocation
 from ledger.encoding import MalformedEncoding, pack
 from ledger.genesis import Genesis
 from ledger.merkle import leaf_digest, list_root
@@ -20,8 +21,12 @@ from ledger.transactions import (
     DeviceRegistered,
     DeviceRevoked,
     EquivocationProven,
+    GovernanceApproved,
+    GovernanceProposed,
+    GovernanceWithdrawn,
     Hop,
     KeyBlockRecorded,
+    KeyBlockRevoked,
     KeyDelivered,
     MalformedTransaction,
     SaeRegistered,
@@ -77,6 +82,7 @@ def execute(state: State, block: Block, rules: Rules) -> list[Receipt]:
     """Apply a committed block to `state` and return the receipts in block order. About 15 µs a transaction."""
     assert bundles_fault(state, block.bundles) is None, "a committed block was checked before"
     state.begin(block.height)
+    governance.begin_block(state)
     receipts: list[Receipt] = []
     for bundle in block.bundles:
         for body, transaction_id in zip(bundle.transactions, bundle.transaction_ids, strict=True):
@@ -120,6 +126,8 @@ def _record_key_block(state: State, rules: Rules, sender: str, record: KeyBlockR
         return f"key_block.number: {record.block_number} is not above {link.last_block_number}"
     if state.height > record.expiry_height:
         return f"key_block.expired: height {state.height} is past {record.expiry_height}"
+    if reason := revocation.key_block_fault(state, link, record.block_number):
+        return reason
     message = record.signing_bytes(rules.chain_id, rules.genesis_digest)
     ends = ((link.transmitter, record.transmitter_signature), (link.receiver, record.receiver_signature))
     for node_id, signature in ends:
@@ -183,6 +191,8 @@ def _deliver_key(state: State, rules: Rules, sender: str, delivered: KeyDelivere
         return f"delivery.slave: {delivered.slave_sae} is not registered at {path[-1]}"
     if state.delivery(delivered.key_id) is not None:
         return "delivery.key_id: this key was delivered before"
+    if reason := revocation.delivery_fault(state, delivered):
+        return reason
     if reason := _hops_fault(state, path, delivered.hops, delivered.size_bits):
         return reason
     state.put_delivery(delivered.key_id, tx_id)
@@ -266,6 +276,22 @@ def _revoke_device(state: State, rules: Rules, sender: str, record: DeviceRevoke
     return None
 
 
+def _propose(state: State, rules: Rules, sender: str, record: GovernanceProposed, tx_id: bytes) -> str | None:
+    return governance.propose(state, sender, record, tx_id)
+
+
+def _approve(state: State, rules: Rules, sender: str, record: GovernanceApproved, tx_id: bytes) -> str | None:
+    return governance.approve(state, sender, record)
+
+
+def _withdraw(state: State, rules: Rules, sender: str, record: GovernanceWithdrawn, tx_id: bytes) -> str | None:
+    return governance.withdraw(state, sender, record)
+
+
+def _revoke_block(state: State, rules: Rules, sender: str, record: KeyBlockRevoked, tx_id: bytes) -> str | None:
+    return revocation.revoke_own_block(state, sender, record)
+
+
 _Rule = Callable[[State, Rules, str, Any, bytes], str | None]
 _RULES: dict[type[Transaction], _Rule] = {
     KeyBlockRecorded: _record_key_block,
@@ -275,4 +301,8 @@ _RULES: dict[type[Transaction], _Rule] = {
     DeviceRegistered: _register_device,
     DeviceRevoked: _revoke_device,
     EquivocationProven: _prove_equivocation,
+    GovernanceProposed: _propose,
+    GovernanceApproved: _approve,
+    GovernanceWithdrawn: _withdraw,
+    KeyBlockRevoked: _revoke_block,
 }

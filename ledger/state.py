@@ -8,8 +8,9 @@ value alone (`Restoration`), which is what snapshots are made of (SPEC 7.7).
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
-from typing import TypeVar
+from typing import Any, TypeVar
 
+from ledger.contracts.entries import ENTRIES, Entry
 from ledger.encoding import (
     MalformedEncoding,
     as_array,
@@ -25,6 +26,7 @@ from ledger.genesis import Genesis
 from ledger.merkle import Node, TrieProof, trie_prove, trie_root, trie_update
 
 _Entry = TypeVar("_Entry")
+AnyEntry = TypeVar("AnyEntry", bound=Entry)
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,6 +186,8 @@ class State:
         self._key_blocks: dict[tuple[str, int], KeyBlockState] = {}
         self._deliveries: dict[bytes, bytes] = {}
         self._equivocations: dict[tuple[str, int], bytes] = {}
+        self._entries: dict[type[Entry], dict[bytes, Entry]] = {}
+        self._sorted_entries: dict[type[Entry], tuple[Entry, ...]] = {}
         self._changes: dict[bytes, bytes | None] = {}
         self._trie: Node | None = None
         self._previous_trie: Node | None = None
@@ -250,6 +254,19 @@ class State:
         """Return the id of the transaction that proved an equivocation of a validator at a height, or None."""
         return self._equivocations.get((node_id, height))
 
+    def entry(self, kind: type[AnyEntry], *name: Any) -> AnyEntry | None:
+        """Return an entry of contracts by its name, or None."""
+        found = self._entries.get(kind)
+        return found.get(kind.key_of(*name)) if found else None  # type: ignore[return-value]
+
+    def entries(self, kind: type[AnyEntry]) -> tuple[AnyEntry, ...]:
+        """Return all entries of contracts of one kind in the order of their keys, whatever their history."""
+        found = self._sorted_entries.get(kind)
+        if found is None:
+            entries = self._entries.get(kind, {})
+            found = self._sorted_entries[kind] = tuple(entries[key] for key in sorted(entries))
+        return found  # type: ignore[return-value]
+
     def counts(self) -> dict[str, int]:
         """Return how many entries of each kind there are."""
         return {
@@ -260,6 +277,7 @@ class State:
             "key_blocks": len(self._key_blocks),
             "deliveries": len(self._deliveries),
             "equivocations": len(self._equivocations),
+            "contract_entries": sum(len(entries) for entries in self._entries.values()),
         }
 
     def validators(self) -> Validators:
@@ -326,6 +344,23 @@ class State:
         """Set the entry of a proven equivocation."""
         self._equivocations[node_id, height] = transaction_id
         self._changes[equivocation_key(node_id, height)] = pack((node_id, height, self.height, transaction_id))
+
+    def put_entry(self, entry: Entry) -> None:
+        """Set an entry of contracts."""
+        key = entry.key
+        self._entries.setdefault(type(entry), {})[key] = entry
+        self._sorted_entries.pop(type(entry), None)
+        self._changes[key] = entry.value
+
+    def remove_entry(self, entry: Entry) -> None:
+        """Remove an entry of contracts."""
+        key = entry.key
+        entries = self._entries[type(entry)]
+        del entries[key]
+        if not entries:
+            del self._entries[type(entry)]
+        self._sorted_entries.pop(type(entry), None)
+        self._changes[key] = None
 
     def begin(self, height: int) -> None:
         """Start on the block of `height`, which must be the next."""
@@ -451,6 +486,10 @@ def _restore_chain(state: State, key: bytes, value: bytes) -> None:
     state._changes[CHAIN_KEY] = value
 
 
+def _restore_contract(state: State, key: bytes, value: bytes) -> None:
+    state.put_entry(ENTRIES[key[:1]].from_value(value))
+
+
 _RESTORERS: dict[bytes, Callable[[State, bytes, bytes], None]] = {
     b"n": _restore_node,
     b"l": _restore_link,
@@ -460,4 +499,5 @@ _RESTORERS: dict[bytes, Callable[[State, bytes, bytes], None]] = {
     b"d": _restore_delivery,
     b"e": _restore_equivocation,
     CHAIN_KEY: _restore_chain,
+    **dict.fromkeys(ENTRIES, _restore_contract),
 }

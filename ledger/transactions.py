@@ -8,6 +8,7 @@ from dataclasses import dataclass, fields
 from typing import Any, ClassVar
 
 from ledger.encoding import (
+    DIGEST_SIZE_BYTES,
     MalformedEncoding,
     as_array,
     as_bytes,
@@ -229,6 +230,71 @@ class DeviceRevoked:
         _check_name("reason", self.reason, REASON_LENGTH_MAX)
 
 
+@dataclass(frozen=True, slots=True)
+class GovernanceProposed:
+    """A validator proposes an action (S0-B3); its transaction id names the proposal. The proposer must be the sender.
+
+    `action` is an encoded action of `ledger.contracts.actions`; approvals count up to `expiry_height`.
+    """
+
+    KIND: ClassVar[int] = 32
+
+    proposer: str
+    action: bytes
+    expiry_height: int
+
+    def __post_init__(self) -> None:
+        _check_name("proposer", self.proposer)
+        _check(type(self.action) is bytes and len(self.action) > 0, "action: expected bytes")
+        _check_integer("expiry_height", self.expiry_height)
+
+
+@dataclass(frozen=True, slots=True)
+class GovernanceApproved:
+    """A validator approves a proposal; the approver must be the sender."""
+
+    KIND: ClassVar[int] = 33
+
+    proposal: bytes
+    approver: str
+
+    def __post_init__(self) -> None:
+        _check_bytes("proposal", self.proposal, DIGEST_SIZE_BYTES)
+        _check_name("approver", self.approver)
+
+
+@dataclass(frozen=True, slots=True)
+class GovernanceWithdrawn:
+    """The proposer takes an open proposal back."""
+
+    KIND: ClassVar[int] = 34
+
+    proposal: bytes
+    proposer: str
+
+    def __post_init__(self) -> None:
+        _check_bytes("proposal", self.proposal, DIGEST_SIZE_BYTES)
+        _check_name("proposer", self.proposer)
+
+
+@dataclass(frozen=True, slots=True)
+class KeyBlockRevoked:
+    """An end of a link ends the trust in a block of its key, for good (S0-B3); the revoker must be the sender."""
+
+    KIND: ClassVar[int] = 35
+
+    link_id: str
+    block_number: int
+    reason: str
+    revoker: str
+
+    def __post_init__(self) -> None:
+        _check_name("link_id", self.link_id)
+        _check_integer("block_number", self.block_number)
+        _check_name("reason", self.reason, REASON_LENGTH_MAX)
+        _check_name("revoker", self.revoker)
+
+
 Transaction = (
     KeyBlockRecorded
     | AlarmRaised
@@ -237,12 +303,17 @@ Transaction = (
     | EquivocationProven
     | DeviceRegistered
     | DeviceRevoked
+    | GovernanceProposed
+    | GovernanceApproved
+    | GovernanceWithdrawn
+    | KeyBlockRevoked
 )
 KINDS: dict[int, type[Transaction]] = {
     kind.KIND: kind
     for kind in (
         *(KeyBlockRecorded, AlarmRaised, KeyDelivered, SaeRegistered, EquivocationProven),
         *(DeviceRegistered, DeviceRevoked),
+        *(GovernanceProposed, GovernanceApproved, GovernanceWithdrawn, KeyBlockRevoked),
     )
 }
 _MEMBERS: dict[int, tuple[str, ...]] = {kind: tuple(f.name for f in fields(cls)) for kind, cls in KINDS.items()}

@@ -23,6 +23,7 @@ COMMANDS: Final = {
     "status": "qnode.commands.cluster:status",
     "keys": "qnode.commands.keys:keys",
     "ledger": "qnode.commands.ledger:ledger",
+    "governance": "qnode.commands.governance:governance",
     "link": "qnode.commands.link:link",
     "device": "qnode.commands.device:device",
     "mqtt": "qnode.commands.mqtt:mqtt",

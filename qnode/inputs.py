@@ -124,6 +124,11 @@ class GetProof:
 
 
 @dataclass(frozen=True, slots=True)
+class GetGovernance:
+    """What the validators decide and decided: electorate, proposals, revocations, policies."""
+
+
+@dataclass(frozen=True, slots=True)
 class SubmitTransactions:
     """Records of an operator or a bench, already encoded by `ledger.transactions`.
 
@@ -185,6 +190,7 @@ Request = (
     | SetAttack
     | GetBlocks
     | GetProof
+    | GetGovernance
     | SubmitTransactions
     | DeviceFrame
     | IssueEnrolment

@@ -16,6 +16,7 @@ import numpy as np
 from ledger import inputs as ledger_inputs
 from ledger import outputs as ledger_outputs
 from ledger.chain import Archive
+from ledger.contracts.report import governance_document
 from ledger.delivery_proof import NotYetProvable, UnknownKey, prove_delivery
 from ledger.genesis import Genesis
 from ledger.proofs import ProofError
@@ -36,6 +37,7 @@ from qnode.inputs import (
     FrameReceived,
     GetBlocks,
     GetDevices,
+    GetGovernance,
     GetKeys,
     GetKeysWithIds,
     GetNodeStatus,
@@ -401,6 +403,8 @@ class Node:
                     self._context.do(Respond(request_id, refusal))
             case GetNodeStatus():
                 self._context.do(Respond(request_id, DocumentAnswer(self._status())))
+            case GetGovernance():
+                self._context.do(Respond(request_id, DocumentAnswer(governance_document(self.state))))
             case SetAttack():
                 self._context.do(Respond(request_id, self._set_attack(request)))
             case GetBlocks(first_height, count):

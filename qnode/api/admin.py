@@ -9,7 +9,16 @@ import math
 from typing import Any, Final
 
 from qnode.api.http import Ask, Call, CallError, Reply, decimal, document_reply, raise_refusal
-from qnode.inputs import DocumentAnswer, GetBlocks, GetNodeStatus, GetProof, Request, SetAttack, SubmitTransactions
+from qnode.inputs import (
+    DocumentAnswer,
+    GetBlocks,
+    GetGovernance,
+    GetNodeStatus,
+    GetProof,
+    Request,
+    SetAttack,
+    SubmitTransactions,
+)
 
 BLOCKS_PER_CALL_MAX: Final = 1000  # some hundred kilobytes of summaries; a caller pages on with `from`
 TRANSACTIONS_PER_CALL_MAX: Final = 4096  # one full bundle
@@ -50,6 +59,10 @@ class Admin:
                 call.require_method("GET")
                 call.parameters()
                 return document_reply(await self._document(GetProof(key_id)))
+            case ("governance",):
+                call.require_method("GET")
+                call.parameters()
+                return document_reply(await self._document(GetGovernance()))
             case ("ledger", "transactions"):
                 call.require_method("POST")
                 call.parameters()
@@ -57,7 +70,7 @@ class Admin:
         raise CallError(
             404,
             "unknown path; here are status, links, links/{id}/attack, ledger/blocks, ledger/proofs/{key_ID}, "
-            "ledger/transactions",
+            "ledger/transactions, governance",
         )
 
     async def _document(self, request: Request) -> dict[str, Any]:

@@ -5,6 +5,8 @@ import random
 
 import pytest
 
+from ledger.contracts.actions import encode_action
+from ledger.contracts.revocation import RevokeKeyBlock
 from ledger.merkle import trie_root, trie_update
 from ledger.state import MalformedEntry, Restoration, State
 from ledger.transactions import (
@@ -12,6 +14,8 @@ from ledger.transactions import (
     DeviceRegistered,
     DeviceRevoked,
     EquivocationProven,
+    GovernanceProposed,
+    KeyBlockRevoked,
     SaeRegistered,
     Transaction,
 )
@@ -19,6 +23,8 @@ from ledger.trie_range import entries_from
 from ledger.votes import NO_DIGEST, Kind, Statement, statement_bytes
 from tests.ledger.cluster import make_key_block, signer_of
 from tests.ledger.test_execution import Table, delivered
+
+REVOKE = RevokeKeyBlock("alpha-beta", 6, "tamper")
 
 
 def entries_of(state: State) -> list[tuple[bytes, bytes]]:
@@ -53,13 +59,16 @@ def everything(table: Table) -> None:
     table.run("alpha", make_key_block(table.genesis, 5), AlarmRaised("alpha-beta", 6, "qber", 240_000, "alpha"))
     table.run("alpha", delivered(("alpha", "beta"), (("alpha-beta", 5, 0, 256),)), SaeRegistered("zoo", "alpha"))
     table.run("beta", device(table, "watch", "beta"), device(table, "pump", "beta"), DeviceRevoked("watch", "beta"))
-    table.run("gamma", equivocation(table, "delta"))
+    table.run("gamma", equivocation(table, "delta"), GovernanceProposed("gamma", encode_action(REVOKE), 9))
+    table.run("alpha", KeyBlockRevoked("alpha-beta", 5, "lost", "alpha"))
 
 
 def readable(state: State) -> dict[str, object]:
     """Everything that the reading interface tells, kind by kind; collected by name, so that no kind is forgotten."""
     contents: dict[str, object] = {
-        name: value for name, value in vars(state).items() if isinstance(value, dict) and name != "_changes"
+        name: value
+        for name, value in vars(state).items()
+        if isinstance(value, dict) and name not in ("_changes", "_sorted_entries")
     }
     return contents | {"validators": state.validators(), "counts": state.counts(), "height": state.height}
 
