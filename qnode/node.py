@@ -168,6 +168,7 @@ class Node:
         self._faults: dict[str, int] = {}
         self._fault_count = 0
         self._tokens = 0
+        self._broadcast: tuple[bytes, bytes] = (b"", b"")  # the last message of the ledger, and its frame
         self._own_records: dict[int, tuple[Transaction, ...]] = {}  # token → what waits for its admission
         self._waiting_records: list[Transaction] = []
         self._submitters: dict[int, _Submitter] = {}  # by token, until the submission is admitted
@@ -323,7 +324,9 @@ class Node:
                 context.do(Delete(table, key))
             case ledger_outputs.SendMessage(peer, payload, urgent, after_sync):
                 traffic = TrafficClass.CONSENSUS if urgent else TrafficClass.GOSSIP
-                context.do(SendTo(peer, traffic, wire.encode(wire.LedgerFrame(payload)), after_sync))
+                if payload is not self._broadcast[0]:  # one message to many peers is encoded once
+                    self._broadcast = (payload, wire.encode(wire.LedgerFrame(payload)))
+                context.do(SendTo(peer, traffic, self._broadcast[1], after_sync))
             case ledger_outputs.BlockCommitted():
                 self._committed(output)
             case ledger_outputs.TransactionsAdmitted(token):

@@ -1,0 +1,1 @@
+"""Open-loop clients: key requests, ledger records and messages at intended times."""

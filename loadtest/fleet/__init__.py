@@ -1,0 +1,1 @@
+"""Many real nodes: the launcher's interface, the fork server, and the fleet on this machine."""

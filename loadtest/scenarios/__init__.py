@@ -1,0 +1,1 @@
+"""Scenarios: what a run consists of, as TOML files and frozen records."""
