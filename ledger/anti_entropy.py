@@ -23,14 +23,13 @@ class AntiEntropy:
         self.catch_up = CatchUp(core.settings.catch_up_timeout_ns)
         self.deadline_ns: int | None = None
         self._core = core
-        self._index = {node.node_id: i for i, node in enumerate(core.genesis.nodes)}
         self._answered_ns: dict[str, int] = {}
 
     def status(self) -> Status:
         """Return this node's status."""
         core = self._core
         neighbours = core.overlay.neighbours_bitmap()
-        return make_status(core.consensus, core.mempool, core.state, self._index, neighbours)
+        return make_status(core.consensus, core.mempool, core.state, neighbours)
 
     def announce(self, peers: list[str]) -> None:
         """Send the status to some neighbours."""
@@ -91,8 +90,10 @@ class AntiEntropy:
         budget_bytes = core.settings.gap_size_bytes_max
         theirs = dict(status.pending)
         for sender in core.mempool.senders():
-            committed = core.committed_sequence(sender)
-            sequence = max(theirs.get(self._index.get(sender, -1), committed), committed) + 1
+            node = core.state.node(sender)
+            if node is None:
+                continue
+            sequence = max(theirs.get(node.index, node.sequence), node.sequence) + 1
             while (bundle := core.mempool.held(sender, sequence)) is not None and sender != peer:
                 budget_bytes -= bundle.size_bytes
                 if budget_bytes < 0:

@@ -100,6 +100,8 @@ def verify_chain(
 
 def _block_fault(chain: Chain, verifier: Verifier, key: bytes, block: Block, certificate: Certificate) -> str | None:
     height = chain.height + 1
+    if reason := chain.upgrade_needed():
+        return reason
     if key != integer_key(height):
         return f"block {height} is missing: the next row has the key {key.hex()}"
     if reason := chain.block_fault(block) or chain.certificate_fault(block, certificate):

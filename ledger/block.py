@@ -23,7 +23,9 @@ from ledger.encoding import (
 from ledger.genesis import GenesisParameters
 from ledger.merkle import list_root
 
-VERSION = 1
+FIRST_VERSION = 1
+VERSIONS = frozenset({FIRST_VERSION})
+"""The versions of blocks and rules that this program knows; which one counts, the chain says (SPEC 5.5)."""
 
 
 class MalformedBlock(ValueError):
@@ -41,7 +43,7 @@ class Header:
     validators_digest: bytes
     transaction_root: bytes
     time_ns: int
-    version: int = VERSION
+    version: int = FIRST_VERSION
 
     @cached_property
     def digest(self) -> bytes:

@@ -13,17 +13,24 @@ from ledger.block import Block, Header, MalformedBlock, limits_fault
 from ledger.encoding import MalformedEncoding, as_array, as_bytes, as_integer, integer_key, pack, unpack_array
 from ledger.execution import Receipt, Rules, bundles_fault, execute
 from ledger.genesis import Genesis
+from ledger.set_change import SetChange
 from ledger.state import State
 from ledger.transactions import MalformedTransaction, decode, transaction_id
+from ledger.validators import SETS_KEY
 from ledger.votes import Certificate, Kind
 
 BLOCK_TABLE = "ledger.block"
+SET_CHANGE_TABLE = "ledger.set_change"
 RECENT_BLOCKS_MAX = 512
 """Blocks kept in memory when an archive is there to read older ones from: some minutes of full load at most."""
 
 
 class CorruptLedger(Exception):
     """The stored chain is not one that this node wrote; the message names the height and the way out."""
+
+
+class UpgradeNeeded(Exception):
+    """The stored chain goes on in a version that this program does not know; the message says what to do."""
 
 
 class Archive(Protocol):
@@ -67,6 +74,10 @@ class Chain:
         self._rules = rules
         self._archive = archive
         self._recent: dict[int, StoredBlock] = {}
+        self.set_change_heights: list[int] = []
+        self.new_set_changes: list[tuple[bytes, bytes]] = []
+        """Rows of `SET_CHANGE_TABLE` that the owner of this chain has not taken to store yet."""
+        self._set_changes: dict[int, bytes] = {}
         self._recent_max = RECENT_BLOCKS_MAX if recent_blocks_max is None and archive is not None else recent_blocks_max
 
     @property
@@ -77,7 +88,7 @@ class Chain:
     def header_fault(self, header: Header) -> str | None:
         """Return why a header cannot follow the tip, or None: part of block validity, without clocks."""
         expected = (
-            ("version", header.version, 1),
+            ("version", header.version, self.state.version(self.height + 1)),
             ("chain", header.genesis_digest, self.genesis.digest),
             ("height", header.height, self.height + 1),
             ("previous block", header.previous, self.tip_digest),
@@ -110,12 +121,42 @@ class Chain:
     def append(self, block: Block, certificate: Certificate) -> tuple[list[Receipt], bytes]:
         """Execute a checked block; returns its receipts and the row to store."""
         receipts = execute(self.state, block, self._rules)
+        if block.header.validators_digest != self.state.validators().digest:
+            self._note_set_change(block, certificate)
         self.tip_digest = block.digest
         self.tip_time_ns = block.header.time_ns
         refused = tuple((i, receipt.reason) for i, receipt in enumerate(receipts) if not receipt.ok)
         stored = StoredBlock(block.encoded, certificate.encoded, refused)
         self._remember(block.height, stored)
         return receipts, stored.encoded()
+
+    def _note_set_change(self, block: Block, certificate: Certificate) -> None:
+        """Keep what proves that another set follows this block's: only now is the path to the entry at hand."""
+        trie = self.state.prove(SETS_KEY, previous=True)
+        row = SetChange(block.header, certificate, trie).encoded
+        self.set_change_heights.append(block.height)
+        self.new_set_changes.append((integer_key(block.height), row))
+        if self._archive is None:
+            self._set_changes[block.height] = row
+
+    def set_changes(self) -> list[SetChange]:
+        """Return the proofs of every change of the validator set up to the tip, in order (SPEC 7.8)."""
+        rows = [self._set_change_row(height) for height in self.set_change_heights]
+        return [SetChange.decode(row) for row in rows if row is not None]
+
+    def _set_change_row(self, height: int) -> bytes | None:
+        if self._archive is None:
+            return self._set_changes.get(height)
+        fresh = dict(self.new_set_changes)
+        return fresh.get(integer_key(height)) or self._archive.read(SET_CHANGE_TABLE, integer_key(height))
+
+    def upgrade_needed(self) -> str | None:
+        """Return why this program must not go on to the next height, or None: its version is not known here."""
+        version = self.state.version(self.height + 1)
+        if version in self._rules.versions:
+            return None
+        known = max(self._rules.versions)
+        return f"blocks from height {self.height + 1} on have version {version}, this program knows up to {known}"
 
     def _remember(self, height: int, stored: StoredBlock) -> None:
         self._recent[height] = stored
@@ -133,6 +174,8 @@ class Chain:
 
     def _replay_one(self, key: bytes, row: bytes) -> None:
         height = self.height + 1
+        if reason := self.upgrade_needed():
+            raise UpgradeNeeded(f"{reason}; install a newer qnode on this node")
         stored = StoredBlock.decode(row)
         block = Block.decode(stored.block, self.genesis.parameters)
         certificate = Certificate.decode(stored.certificate)

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from ledger.block import Block, Header
-from ledger.state import Validators
+from ledger.validators import Validators
 from ledger.votes import FRESH, NO_DIGEST, Book, Certificate, Kind, Statement
 
 VIEW_WINDOW = 16
@@ -128,7 +128,7 @@ class Consensus:
         """Follow, and say nothing (SPEC 7.5)."""
         self.started_ns = now_ns
         self._node_id = node_id
-        self._is_validator = node_id in validators.node_ids
+        self._is_validator = node_id in validators.indices
         self._timing = timing
         self._block_fault = block_fault
         self._is_lost = is_lost
@@ -150,7 +150,7 @@ class Consensus:
 
     def admits(self, statement: Statement) -> bool:
         """Say whether a statement is worth checking: of a member, in the window, and not yet decided."""
-        if statement.signer not in self.validators.node_ids or abs(statement.view - self.view) > VIEW_WINDOW:
+        if statement.signer not in self.validators.indices or abs(statement.view - self.view) > VIEW_WINDOW:
             return False
         held = self.book.get(statement.kind, statement.view, statement.signer)
         return held is None and not self.is_certified(statement.kind, statement.view)

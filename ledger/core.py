@@ -8,7 +8,7 @@ import random
 from dataclasses import dataclass, field
 from typing import Any
 
-from ledger.chain import BLOCK_TABLE, Chain
+from ledger.chain import BLOCK_TABLE, SET_CHANGE_TABLE, Chain
 from ledger.consensus import Consensus
 from ledger.genesis import Genesis, GenesisParameters
 from ledger.gossip import Overlay
@@ -33,6 +33,7 @@ TABLES = (
     BODY_TABLE,
     PENDING_TABLE,
     EVIDENCE_TABLE,
+    SET_CHANGE_TABLE,
 )
 
 
@@ -100,6 +101,8 @@ class Core:
         self.received_transactions = 0  # others', taken into the mempool since the start
         self.mempool = Mempool(settings.mempool, genesis.parameters, len(genesis.nodes))
         self.overlay = Overlay(node_id, [node.node_id for node in genesis.nodes])
+        for node in chain.state.nodes():
+            self.overlay.register(node.node_id, node.index)
 
     @property
     def limits(self) -> GenesisParameters:

@@ -24,9 +24,8 @@ from ledger.proofs import (
     TransactionProof,
     prove_transaction,
     tip_anchor,
-    trie_from_members,
-    trie_members,
 )
+from ledger.set_change import trie_from_members, trie_members
 from ledger.signatures import Ed25519Verifier, Verifier
 from ledger.state import SaeState, State, delivery_key, key_block_key, key_block_value, link_key, sae_key
 from ledger.transactions import (

@@ -8,11 +8,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
-from ledger.block import Block
+from ledger.block import VERSIONS, Block
 from ledger.bundle import Bundle
 from ledger.contracts import governance, revocation
-from ledger.encoding import MalformedEncoding, pack
+from ledger.encoding import pack
 from ledger.genesis import Genesis
+from ledger.membership import prove_equivocation, record_keys, rotate_key
 from ledger.merkle import leaf_digest, list_root
 from ledger.signatures import Verifier
 from ledger.state import DeviceState, KeyBlockState, SaeState, State
@@ -28,12 +29,12 @@ from ledger.transactions import (
     KeyBlockRecorded,
     KeyBlockRevoked,
     KeyDelivered,
+    KeyRotated,
     MalformedTransaction,
     SaeRegistered,
     Transaction,
     decode,
 )
-from ledger.votes import Statement, contradict
 
 
 class Receipt(NamedTuple):
@@ -53,11 +54,13 @@ class Rules:
     chain_id: str
     genesis_digest: bytes
     verifier: Verifier
+    versions: frozenset[int] = VERSIONS
+    """The versions of blocks and rules that this program knows (SPEC 5.5)."""
 
     @classmethod
-    def of(cls, genesis: Genesis, verifier: Verifier) -> "Rules":
+    def of(cls, genesis: Genesis, verifier: Verifier, versions: frozenset[int] = VERSIONS) -> "Rules":
         """Return the rules of a chain."""
-        return cls(genesis.chain_id, genesis.digest, verifier)
+        return cls(genesis.chain_id, genesis.digest, verifier, versions)
 
 
 def bundles_fault(state: State, bundles: Sequence[Bundle]) -> str | None:
@@ -71,6 +74,8 @@ def bundles_fault(state: State, bundles: Sequence[Bundle]) -> str | None:
         sender = state.node(bundle.sender)
         if sender is None:
             return f"bundle sender {bundle.sender!r} is not a node of this chain"
+        if sender.revoked:
+            return f"bundle sender {bundle.sender!r} was revoked"
         expected = following.get(bundle.sender, sender.sequence) + 1
         if bundle.sequence != expected:
             return f"bundle {bundle.sequence} of {bundle.sender} where {expected} is next"
@@ -131,8 +136,7 @@ def _record_key_block(state: State, rules: Rules, sender: str, record: KeyBlockR
     message = record.signing_bytes(rules.chain_id, rules.genesis_digest)
     ends = ((link.transmitter, record.transmitter_signature), (link.receiver, record.receiver_signature))
     for node_id, signature in ends:
-        node = state.node(node_id)
-        if node is None or not rules.verifier.verify(node.public_key, message, signature):
+        if not any(rules.verifier.verify(key, message, signature) for key in record_keys(state, node_id)):
             return f"key_block.signature: not signed by {node_id}"
     state.put_link(
         replace(
@@ -232,23 +236,11 @@ def _register_sae(state: State, rules: Rules, sender: str, registered: SaeRegist
 def _prove_equivocation(
     state: State, rules: Rules, sender: str, proven: EquivocationProven, tx_id: bytes
 ) -> str | None:
-    try:
-        one, other = Statement.decode(proven.one), Statement.decode(proven.other)
-    except MalformedEncoding as error:
-        return f"equivocation.statements: {error}"
-    if not contradict(one, other):
-        return "equivocation.statements: they do not contradict each other"
-    validators = state.validators()
-    if one.signer not in validators.node_ids or one.height > state.height:
-        return f"equivocation.signer: {one.signer} is not a validator of that height"
-    if state.equivocation(one.signer, one.height) is not None:
-        return f"equivocation.known: {one.signer} is recorded for height {one.height}"
-    public_key = validators.public_keys[validators.node_ids.index(one.signer)]
-    name = (public_key, rules.genesis_digest, validators.digest, rules.verifier)
-    if not (one.is_signed(*name) and other.is_signed(*name)):
-        return f"equivocation.signature: not both signed by {one.signer}"
-    state.put_equivocation(one.signer, one.height, tx_id)
-    return None
+    return prove_equivocation(state, rules.genesis_digest, rules.verifier, proven, tx_id)
+
+
+def _rotate_key(state: State, rules: Rules, sender: str, record: KeyRotated, tx_id: bytes) -> str | None:
+    return rotate_key(state, rules.chain_id, rules.genesis_digest, rules.verifier, sender, record)
 
 
 def _register_device(state: State, rules: Rules, sender: str, record: DeviceRegistered, tx_id: bytes) -> str | None:
@@ -305,4 +297,5 @@ _RULES: dict[type[Transaction], _Rule] = {
     GovernanceApproved: _approve,
     GovernanceWithdrawn: _withdraw,
     KeyBlockRevoked: _revoke_block,
+    KeyRotated: _rotate_key,
 }

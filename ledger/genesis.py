@@ -5,16 +5,23 @@ be confused. Decides nothing after height 0: later changes are transactions.
 """
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields
 from functools import cached_property
-from typing import Any, Self, TypeVar
+from typing import Any, Final, Self, TypeVar
 
 from ledger.encoding import digest
-from ledger.signatures import PUBLIC_KEY_SIZE_BYTES
+from ledger.signatures import POST_QUANTUM_KEY_SIZE_BYTES, PUBLIC_KEY_SIZE_BYTES
 
 Record = TypeVar("Record")
 NAME_LENGTH_MAX = 64
 """Characters of an identifier: long enough for host names, short enough for a record of about 200 bytes."""
+
+
+ED25519_VOTES: Final = "ed25519"
+HYBRID_VOTES: Final = "ed25519+ml-dsa-65"
+HYBRID_TRANSACTION_SIZE_BYTES_MIN: Final = 8192
+"""Two statements with both signatures make a proof of equivocation of about 7.3 KB."""
 
 
 class GenesisError(ValueError):
@@ -23,11 +30,12 @@ class GenesisError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class GenesisNode:
-    """A node of the network; `validator` nodes vote, all nodes execute."""
+    """A node of the network; `validator` nodes vote, all nodes execute. Hybrid votes need a `post_quantum_key`."""
 
     node_id: str
     public_key: bytes
     validator: bool = True
+    post_quantum_key: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,16 +65,43 @@ class GenesisParameters:
     block_transactions_max: int = 16_384  # executes in well under a view timeout
     block_size_bytes_max: int = 2_097_152  # two full bundles; one block must fit one catch-up frame
     block_bundles_max: int = 1024  # bounds the references in a proposal to 32 KiB
+    committee_max: int = 31  # more validators would cost each height over 100 ms of signature checks on two cores
+    epoch_heights: int = 10_000  # hours to a day; every change of the committee is a link in light proofs
+    vote_signatures: str = ED25519_VOTES
 
     def __post_init__(self) -> None:
+        kinds = (ED25519_VOTES, HYBRID_VOTES)
+        if self.vote_signatures not in kinds:
+            raise GenesisError(f"parameters.vote_signatures is {self.vote_signatures!r}; give {' or '.join(kinds)}")
         for each in fields(self):
             value = getattr(self, each.name)
+            if each.name == "vote_signatures":
+                continue
             if type(value) is not int or not 1 <= value <= 2**31:
                 raise GenesisError(f"parameters.{each.name} is {value!r}; give an integer from 1 to {2**31}")
         if self.bundle_size_bytes_max > self.block_size_bytes_max:
             raise GenesisError("parameters.bundle_size_bytes_max exceeds block_size_bytes_max; lower it")
         if self.bundle_transactions_max > self.block_transactions_max:
             raise GenesisError("parameters.bundle_transactions_max exceeds block_transactions_max; lower it")
+        if self.hybrid_votes and self.transaction_size_bytes_max < HYBRID_TRANSACTION_SIZE_BYTES_MIN:
+            smallest = HYBRID_TRANSACTION_SIZE_BYTES_MIN
+            raise GenesisError(f"hybrid votes need parameters.transaction_size_bytes_max of at least {smallest}")
+
+    @property
+    def hybrid_votes(self) -> bool:
+        """Whether statements carry an ML-DSA-65 signature besides the Ed25519 one."""
+        return self.vote_signatures == HYBRID_VOTES
+
+    def members(self) -> tuple[tuple[str, Any], ...]:
+        """Return the canonical members.
+
+        A parameter that joined later counts only where it is not its default, so that older chains keep their name.
+        """
+        named = [(each.name, getattr(self, each.name), each.default) for each in fields(self)]
+        return tuple((name, value) for name, value, default in named if name in _FIRST_PARAMETERS or value != default)
+
+
+_FIRST_PARAMETERS: Final = tuple(each.name for each in fields(GenesisParameters))[:6]
 
 
 @dataclass(frozen=True)
@@ -101,6 +136,9 @@ class Genesis:
             good = type(node.public_key) is bytes and len(node.public_key) == PUBLIC_KEY_SIZE_BYTES
             _require(good, f"node {node.node_id}: public_key must be {PUBLIC_KEY_SIZE_BYTES} bytes")
             _require(type(node.validator) is bool, f"node {node.node_id}: validator must be true or false")
+            size_bytes = POST_QUANTUM_KEY_SIZE_BYTES if self.parameters.hybrid_votes else 0
+            good = type(node.post_quantum_key) is bytes and len(node.post_quantum_key) == size_bytes
+            _require(good, f"node {node.node_id}: post_quantum_key must have {size_bytes} bytes on this chain")
         keys = {node.public_key for node in self.nodes}
         _require(len(keys) == len(self.nodes), "two nodes share a public_key; make an identity for each")
 
@@ -111,10 +149,10 @@ class Genesis:
             "qnode/genesis/1",
             self.chain_id,
             self.time_ns,
-            tuple((n.node_id, n.public_key, int(n.validator)) for n in self.nodes),
+            tuple(_node_members(node) for node in self.nodes),
             tuple((link.link_id, link.transmitter, link.receiver) for link in self.links),
             tuple((sae.sae_id, sae.node_id) for sae in self.saes),
-            tuple((each.name, getattr(self.parameters, each.name)) for each in fields(self.parameters)),
+            self.parameters.members(),
         )
 
     def to_json(self) -> str:
@@ -122,12 +160,10 @@ class Genesis:
         document = {
             "chain_id": self.chain_id,
             "time_ns": self.time_ns,
-            "nodes": [
-                {"node_id": n.node_id, "public_key": n.public_key.hex(), "validator": n.validator} for n in self.nodes
-            ],
+            "nodes": [_node_document(node) for node in self.nodes],
             "links": [asdict(link) for link in self.links],
             "saes": [asdict(sae) for sae in self.saes],
-            "parameters": asdict(self.parameters),
+            "parameters": dict(self.parameters.members()),
         }
         return json.dumps(document, indent=2) + "\n"
 
@@ -146,7 +182,7 @@ class Genesis:
             nodes=tuple(_read_node(entry) for entry in _list("nodes", document)),
             links=tuple(_read(GenesisLink, "links", entry) for entry in _list("links", document)),
             saes=tuple(_read(GenesisSae, "saes", entry) for entry in _list("saes", document)),
-            parameters=_read(GenesisParameters, "parameters", document["parameters"]),
+            parameters=_read(GenesisParameters, "parameters", document["parameters"], _FIRST_PARAMETERS),
         )
 
 
@@ -167,10 +203,10 @@ def _check_unique(what: str, names: list[Any]) -> None:
     _require(not twice, f"{what} names {', '.join(twice)} twice; rename one")
 
 
-def _check_members(what: str, document: Any, names: set[str]) -> None:
+def _check_members(what: str, document: Any, names: set[str], needed: set[str] | None = None) -> None:
     _require(type(document) is dict, f"{what} must be a JSON object")
     unknown = sorted(set(document) - names)
-    missing = sorted(names - set(document))
+    missing = sorted((names if needed is None else needed) - set(document))
     _require(not unknown, f"{what} has unknown members {', '.join(unknown)}; known are {', '.join(sorted(names))}")
     _require(not missing, f"{what} lacks {', '.join(missing)}; copy the file `qnode init` wrote")
 
@@ -182,15 +218,35 @@ def _list(what: str, document: dict[str, Any]) -> list[Any]:
     return entries
 
 
-def _read(record: type[Record], what: str, entry: Any) -> Record:
-    _check_members(f"an entry of {what}", entry, {each.name for each in fields(record)})  # type: ignore[arg-type]
+def _read(record: type[Record], what: str, entry: Any, needed: Sequence[str] | None = None) -> Record:
+    names = {each.name for each in fields(record)}  # type: ignore[arg-type]
+    _check_members(f"an entry of {what}", entry, names, None if needed is None else set(needed))
     return record(**entry)
 
 
+def _node_members(node: GenesisNode) -> tuple[Any, ...]:
+    members = (node.node_id, node.public_key, int(node.validator))
+    return (*members, node.post_quantum_key) if node.post_quantum_key else members
+
+
+def _node_document(node: GenesisNode) -> dict[str, Any]:
+    document = {"node_id": node.node_id, "public_key": node.public_key.hex(), "validator": node.validator}
+    return document | ({"post_quantum_key": node.post_quantum_key.hex()} if node.post_quantum_key else {})
+
+
 def _read_node(entry: Any) -> GenesisNode:
-    _check_members("an entry of nodes", entry, {"node_id", "public_key", "validator"})
+    needed = {"node_id", "public_key", "validator"}
+    _check_members("an entry of nodes", entry, {*needed, "post_quantum_key"}, needed)
+    return GenesisNode(
+        node_id=entry["node_id"],
+        public_key=_read_key(entry, "public_key"),
+        validator=entry["validator"],
+        post_quantum_key=_read_key(entry, "post_quantum_key"),
+    )
+
+
+def _read_key(entry: dict[str, Any], name: str) -> bytes:
     try:
-        public_key = bytes.fromhex(entry["public_key"])
+        return bytes.fromhex(entry.get(name, ""))
     except (TypeError, ValueError):
-        raise GenesisError(f"node {entry['node_id']}: public_key is not hexadecimal") from None
-    return GenesisNode(node_id=entry["node_id"], public_key=public_key, validator=entry["validator"])
+        raise GenesisError(f"node {entry['node_id']}: {name} is not hexadecimal") from None

@@ -15,10 +15,17 @@ class Overlay:
 
     def __init__(self, node_id: str, node_ids: Sequence[str]) -> None:
         self._node_id = node_id
-        self._node_ids = tuple(node_ids)
+        self._node_ids = list(node_ids)
         self._index = {name: i for i, name in enumerate(node_ids)}
         self._adjacent: dict[str, frozenset[str]] = {}
         self._lost: set[str] = set()
+
+    def register(self, node_id: str, index: int) -> None:
+        """Take note of a node that the chain admitted; nodes are registered in the order of their indices."""
+        if node_id not in self._index:
+            assert index == len(self._node_ids), (node_id, index)
+            self._node_ids.append(node_id)
+            self._index[node_id] = index
 
     @property
     def peers(self) -> list[str]:
@@ -44,7 +51,7 @@ class Overlay:
             self._lost.add(peer)
 
     def learn(self, peer: str, neighbours: bytes) -> None:
-        """Take a neighbour's own list of neighbours (bitmap of genesis indices)."""
+        """Take a neighbour's own list of neighbours (bitmap of the nodes' indices)."""
         if peer in self._adjacent:
             names = [self._node_ids[i] for i in bits_of(neighbours) if i < len(self._node_ids)]
             self._adjacent[peer] = frozenset(names)

@@ -1,4 +1,4 @@
-"""The signing guard: the only holder of the node's key for statements (SPEC rule 10).
+"""The signing guard: the only way to sign a statement (SPEC rule 10).
 
 It keeps a monotone record (height, view, step) of what it signed last and refuses anything that is not newer, so that a
 restart, a restored backup or a fault of `consensus` cannot make this node contradict itself. The record is stored in
@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from ledger.encoding import as_integer, pack, unpack_array
 from ledger.signatures import Signer
+from ledger.validators import Validators
 from ledger.votes import Kind, Statement, statement_bytes
 
 STEPS = {Kind.PROPOSE: 0, Kind.VOTE: 1, Kind.FINALIZE: 2, Kind.NULLIFY: 2}
@@ -37,8 +38,7 @@ class Record:
 class Guard:
     """Signs statements of one node, each (height, view, step) at most once and in order."""
 
-    def __init__(self, signer: Signer, node_id: str, genesis_digest: bytes, record: Record) -> None:
-        self._signer = signer
+    def __init__(self, node_id: str, genesis_digest: bytes, record: Record) -> None:
         self._node_id = node_id
         self._genesis_digest = genesis_digest
         self.record = record
@@ -48,10 +48,14 @@ class Guard:
         return Record(height, view, STEPS[kind]) > self.record
 
     def sign(
-        self, kind: Kind, height: int, view: int, block: bytes, justified: int, validators_digest: bytes
+        self, signer: Signer, validators: Validators, kind: Kind, height: int, view: int, block: bytes, justified: int
     ) -> Statement:
-        """Advance the record and return the signed statement; the caller stores `record` before it sends it."""
+        """Advance the record and return the signed statement; the caller stores `record` before it sends it.
+
+        `signer` holds the key under which `validators`, the set of the height, know this node: whatever the key, the
+        record is one, so that a node with two keys contradicts itself with neither.
+        """
         assert self.allows(kind, height, view), (kind, height, view, self.record)
         self.record = Record(height, view, STEPS[kind])
-        message = statement_bytes(self._genesis_digest, validators_digest, kind, height, view, block, justified)
-        return Statement(kind, height, view, block, justified, self._node_id, self._signer.sign(message))
+        message = statement_bytes(self._genesis_digest, validators.digest, kind, height, view, block, justified)
+        return Statement(kind, height, view, block, justified, self._node_id, signer.sign(message))

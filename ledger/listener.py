@@ -11,9 +11,13 @@ from ledger.bodies import Bodies
 from ledger.consensus import VIEW_WINDOW, Proposal
 from ledger.core import CERTIFICATE_TABLE, EVIDENCE_TABLE, Core
 from ledger.encoding import integer_key
+from ledger.membership import EVIDENCE_HEIGHTS_MAX
 from ledger.messages import ProposalMessage, StatementMessage
 from ledger.transactions import EquivocationProven, encode
-from ledger.votes import Certificate, Kind, Statement, encode_pair
+from ledger.votes import Certificate, Evidence, Kind, Statement
+
+EVIDENCE_MAX = 1024
+"""Contradictions kept: the first suspends its signer within a few heights, so that more of it add nothing."""
 
 
 class Listener:
@@ -23,22 +27,27 @@ class Listener:
         self, core: Core, bodies: Bodies, report: Callable[[bytes], None], remember: Callable[[Statement], None]
     ) -> None:
         """`report` submits a transaction under this node's name; `remember` takes an own, forgotten statement."""
-        self.evidence: dict[bytes, tuple[Statement, Statement]] = {}
+        self.evidence: dict[bytes, Evidence] = {}
         self._core = core
         self._bodies = bodies
         self._report = report
         self._remember = remember
 
-    def resume(self, key: bytes, one: Statement, other: Statement) -> None:
-        """Take back stored evidence, and report it again if the chain does not have it."""
-        self.evidence[key] = (one, other)
-        if self._core.state.equivocation(one.signer, one.height) is None:
-            self._report(encode(EquivocationProven(one.encoded, other.encoded)))
+    def resume(self, key: bytes, evidence: Evidence) -> None:
+        """Take back stored evidence, and report it again if the chain still wants it and nothing of ours says so."""
+        self.evidence[key] = evidence
+        one = evidence.one
+        known = self._core.state.equivocation(one.signer, one.height) is not None
+        if known or one.height + EVIDENCE_HEIGHTS_MAX <= self._core.height:
+            return
+        body = _transaction(evidence)
+        if not self._core.mempool.contains(self._core.node_id, body):
+            self._report(body)
 
     def on_statement(self, peer: str, statement: Statement) -> None:
         """Take a VOTE, FINALIZE or NULLIFY of another validator."""
         core, consensus = self._core, self._core.consensus
-        if statement.signer not in consensus.validators.node_ids:
+        if statement.signer not in consensus.validators.indices:
             core.fault(peer, "a statement of a node that is not a validator")
             return
         if statement.kind is Kind.PROPOSE:
@@ -61,7 +70,8 @@ class Listener:
 
     def _is_signed(self, statement: Statement) -> bool:
         core, validators = self._core, self._core.consensus.validators
-        public_key = validators.public_keys[validators.node_ids.index(statement.signer)]
+        public_key = validators.key_of(statement.signer)
+        assert public_key is not None, "only members are listened to"
         return statement.is_signed(public_key, core.genesis.digest, validators.digest, core.verifier)
 
     def count(self, statement: Statement) -> None:
@@ -79,10 +89,11 @@ class Listener:
     def _keep_evidence(self, one: Statement, other: Statement) -> None:
         """Keep the first contradiction of a signer at each height, and have it recorded on the chain."""
         key = integer_key(one.height) + one.signer.encode()
-        if key not in self.evidence:
-            self.evidence[key] = (one, other)
-            self._core.store(EVIDENCE_TABLE, key, encode_pair(one, other))
-            self._report(encode(EquivocationProven(one.encoded, other.encoded)))
+        if key not in self.evidence and len(self.evidence) < EVIDENCE_MAX:
+            evidence = Evidence(one, other, self._core.consensus.validators.digest)
+            self.evidence[key] = evidence
+            self._core.store(EVIDENCE_TABLE, key, evidence.encoded)
+            self._report(_transaction(evidence))
             kinds = f"{one.kind.name} and {other.kind.name}"
             where = {"height": one.height, "view": one.view}
             self._core.note("error", "equivocation", signer=one.signer, kinds=kinds, **where)
@@ -129,3 +140,7 @@ class Listener:
                 return
             consensus.on_certificate(certificate)
             self._keep_certificate(certificate)
+
+
+def _transaction(evidence: Evidence) -> bytes:
+    return encode(EquivocationProven(evidence.one.encoded, evidence.other.encoded, evidence.validators_digest))

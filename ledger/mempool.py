@@ -55,6 +55,10 @@ class Mempool:
         """Return the waiting bundle of this number, or None."""
         return self._by_sender.get(sender, {}).get(sequence)
 
+    def contains(self, sender: str, body: bytes) -> bool:
+        """Say whether a transaction waits in a bundle of its sender."""
+        return any(body in bundle.transactions for bundle in self._by_sender.get(sender, {}).values())
+
     def refusal(self, sender: str, sequence: int, size_bytes: int, committed: int) -> str | None:
         """Return why a bundle of this sender, number and size is not taken now, or None; `committed` is its last."""
         if sequence <= committed:

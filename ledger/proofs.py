@@ -14,7 +14,6 @@ from ledger.bundle import signing_bytes as bundle_signing_bytes
 from ledger.chain import Chain
 from ledger.encoding import (
     DIGEST_SIZE_BYTES,
-    MalformedEncoding,
     as_array,
     as_bytes,
     as_integer,
@@ -25,6 +24,7 @@ from ledger.encoding import (
 from ledger.encoding import digest as encoding_digest
 from ledger.genesis import Genesis
 from ledger.merkle import TrieProof, leaf_digest, list_path, root_from_path, trie_check
+from ledger.set_change import trie_from_members, trie_members
 from ledger.signatures import SIGNATURE_SIZE_BYTES, Ed25519Verifier, Verifier
 from ledger.state import State
 from ledger.votes import Certificate, Kind
@@ -152,21 +152,6 @@ class StateProof:
 
 
 Proof = TransactionProof | StateProof
-
-
-def trie_members(trie: TrieProof) -> tuple[Any, ...]:
-    """Return the canonical members of a path in the state trie."""
-    return trie.branches, () if trie.leaf is None else trie.leaf
-
-
-def trie_from_members(value: Any) -> TrieProof:
-    """Read what `trie_members` returned. Raises MalformedEncoding."""
-    branches, leaf = as_array(value, 2)
-    rows = tuple(tuple(as_bytes(child) for child in as_array(row, 16)) for row in as_array(branches))
-    end = as_array(leaf)
-    if len(end) not in (0, 2):
-        raise MalformedEncoding("a leaf is a path and a value, or nothing")
-    return TrieProof(rows, (as_bytes(end[0], DIGEST_SIZE_BYTES), as_bytes(end[1])) if end else None)
 
 
 def _digests(value: Any) -> tuple[bytes, ...]:

@@ -10,10 +10,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ledger.anti_entropy import AntiEntropy
-from ledger.block import Block, Header, MalformedBlock, transaction_root
+from ledger.block import VERSIONS, Block, Header, MalformedBlock, transaction_root
 from ledger.bodies import Bodies
 from ledger.bundle import MalformedBundle
-from ledger.chain import BLOCK_TABLE, Archive, Chain
+from ledger.chain import BLOCK_TABLE, SET_CHANGE_TABLE, Archive, Chain
 from ledger.consensus import (
     Action,
     Commit,
@@ -37,10 +37,11 @@ from ledger.core import (
     Core,
     ReplicaSettings,
 )
-from ledger.encoding import MalformedEncoding, integer_key
+from ledger.encoding import INTEGER_MAX, MalformedEncoding, integer_key
 from ledger.execution import Rules
 from ledger.genesis import Genesis
 from ledger.guard import STEPS, Guard, Record
+from ledger.identity import OwnKeys
 from ledger.inputs import (
     EncodedTransactionsSubmitted,
     Input,
@@ -68,11 +69,11 @@ from ledger.messages import (
 )
 from ledger.outputs import BlockCommitted, Output
 from ledger.recall import Recall
-from ledger.signatures import Signer, Verifier
+from ledger.signatures import Verifier
 from ledger.state import State
 from ledger.submissions import OwnTransactions
 from ledger.transactions import encode as encode_transaction
-from ledger.votes import Certificate, Kind, Statement, decode_pair
+from ledger.votes import Certificate, Evidence, Kind, Statement
 
 __all__ = ["TABLES", "Replica", "ReplicaSettings"]
 
@@ -90,21 +91,18 @@ class Replica:
         self,
         *,
         genesis: Genesis,
-        node_id: str,
-        signer: Signer,
+        keys: OwnKeys,
         verifier: Verifier,
         settings: ReplicaSettings | None = None,
         jitter: random.Random,
         stored: Mapping[str, Sequence[tuple[bytes, bytes]]],
         wall_offset_ns: int = 0,
         archive: Archive | None = None,
+        versions: frozenset[int] = VERSIONS,
     ) -> None:
         self.genesis = genesis
-        self.node_id = node_id
-        self.chain = Chain(genesis, Rules.of(genesis, verifier), archive)
-        own = self.state.node(node_id)
-        if own is None or own.public_key != signer.public_key:
-            raise ValueError(f"{node_id} with this key is not in the genesis; use the identity that `qnode init` made")
+        self.node_id = node_id = keys.node_id
+        self.chain = Chain(genesis, Rules.of(genesis, verifier, versions), archive)
         self._core = Core(
             genesis=genesis,
             node_id=node_id,
@@ -114,13 +112,17 @@ class Replica:
             chain=self.chain,
             wall_offset_ns=wall_offset_ns,
         )
-        self._own = OwnTransactions(self._core, signer)
+        self._keys = keys
+        self._own = OwnTransactions(self._core, keys)
         self._bodies = Bodies(self._core)
         self._listener = Listener(self._core, self._bodies, self._own.report, self._remember)
         self._sync = AntiEntropy(self._core)
-        self._signer = signer
         self._smoothed_height_ns = 0
         self._work_since_ns: int | None = None
+        self.upgrade_needed: str | None = None
+        """Why this node does not go on to the next height, if so: its program is too old (SPEC 5.5)."""
+        self._versions = versions
+        self._version_noted: tuple[int, int] | None = None
         self._clock_noted_height = 0
         self._later: dict[bytes, tuple[str, Message]] = {}
         self._later_size_bytes = 0
@@ -149,7 +151,7 @@ class Replica:
         return self._core.consensus
 
     @property
-    def evidence(self) -> dict[bytes, tuple[Statement, Statement]]:
+    def evidence(self) -> dict[bytes, Evidence]:
         """Contradicting statements, the first per height and signer."""
         return self._listener.evidence
 
@@ -202,12 +204,13 @@ class Replica:
 
     def next_deadline_ns(self) -> int | None:
         """Return when `step` wants to be called with `TimePassed` at the latest."""
-        quiet = self._recall.is_quiet(self._core.now_ns)
+        quiet, stopped = self._recall.is_quiet(self._core.now_ns), self.upgrade_needed is not None
+        consensus_ns = None if stopped else self.consensus.next_deadline_ns()
         deadlines = (
-            self._recall.deadline_ns() if quiet else self.consensus.next_deadline_ns(),
+            self._recall.deadline_ns() if quiet else consensus_ns,
             self._sync.deadline_ns,
             self._sync.catch_up.deadline_ns(),
-            self._own.queue.deadline_ns(),
+            None if stopped else self._own.queue.deadline_ns(),
         )
         return min((deadline for deadline in deadlines if deadline is not None), default=None)
 
@@ -230,6 +233,10 @@ class Replica:
             "mempool_size_bytes": mempool.size_bytes,
             "behind": self._sync.catch_up.is_behind(self.height),
             "evidence": len(self.evidence),
+            "suspended": [node.node_id for node in self.state.nodes() if node.suspended],
+            "revoked": [node.node_id for node in self.state.nodes() if node.revoked],
+            "version": self.state.version(self.height + 1),
+            "upgrade_needed": self.upgrade_needed or "",
             **{f"state_{name}": count for name, count in self.state.counts().items()},
         }
 
@@ -244,16 +251,21 @@ class Replica:
     def _resume(self, stored: Mapping[str, Sequence[tuple[bytes, bytes]]]) -> None:
         """Take up exactly where the stored tables end (SPEC 7)."""
         self.chain.replay(stored.get(BLOCK_TABLE, ()))
+        if not self._keys.is_own(self.state):
+            raise ValueError(f"the chain knows {self.node_id} by another key; use the identity that `qnode init` made")
+        for node in self.state.nodes():
+            self._core.overlay.register(node.node_id, node.index)
+        self._store_set_changes(dict(stored.get(SET_CHANGE_TABLE, ())))
         rows = dict(stored.get(SIGNER_TABLE, ()))
         record = Record.decode(rows[_RECORD_KEY]) if _RECORD_KEY in rows else Record()
-        self._guard = Guard(self._signer, self.node_id, self.genesis.digest, record)
-        validators = self.state.validators().node_ids
-        may_have_forgotten = not rows and self.node_id in validators and len(validators) > 1
+        self._guard = Guard(self.node_id, self.genesis.digest, record)
+        may_have_forgotten = not rows and self.state.validators().node_ids != (self.node_id,)
         self._recall = Recall(may_have_forgotten, self._core.settings.anti_entropy_ns)
         self._own.resume(stored.get(PENDING_TABLE, ()))
         for key, value in stored.get(EVIDENCE_TABLE, ()):
-            self._listener.resume(key, *decode_pair(value))
+            self._listener.resume(key, Evidence.decode(value))
         self._core.consensus = self._new_consensus()
+        self._watch_versions()
         for table in (BODY_TABLE, CERTIFICATE_TABLE, STATEMENT_TABLE):
             for key, value in stored.get(table, ()):
                 self._core.height_keys.append((table, key))
@@ -287,10 +299,14 @@ class Replica:
         settings = self._core.settings
         adapted_ns = min(4 * self._smoothed_height_ns, settings.view_timeout_max_ns)
         timeout_ns = max(settings.view_timeout_min_ns, adapted_ns)
+        validators = self.state.validators()
+        if self.node_id in validators.indices and self._keys.voter(validators) is None:
+            text = "give it the key that the chain knows, or rotate it again; until then it watches"
+            self._core.note("error", "vote_key_missing", height=self.height + 1, what_to_do=text)
         return Consensus(
             height=self.height + 1,
-            node_id=self.node_id,
-            validators=self.state.validators(),
+            node_id=self.node_id if self._keys.voter(validators) is not None else "",
+            validators=validators,
             timing=Timing(
                 view_timeout_ns=timeout_ns,
                 finalize_timeout_ns=max(settings.finalize_timeout_ns, timeout_ns // 2),
@@ -367,7 +383,7 @@ class Replica:
     def _pump(self) -> None:
         """Do everything that is due now."""
         self._sync.tick()
-        while True:
+        while self.upgrade_needed is None:
             self._own.flush()
             self.consensus.muted = self._recall.is_quiet(self._core.now_ns)
             self.consensus.work_waiting = self._core.mempool.has_work(self.state)
@@ -377,7 +393,8 @@ class Replica:
             if action is None:
                 break
             self._perform(action)
-        self._sync.ask_for_blocks()
+        if self.upgrade_needed is None:
+            self._sync.ask_for_blocks()
 
     def _perform(self, action: Action) -> None:
         match action:
@@ -400,7 +417,10 @@ class Replica:
         if not self._guard.allows(kind, height, view):
             self._core.note("warning", "signing_refused", kind=kind.name, height=height, view=view)
             return None
-        statement = self._guard.sign(kind, height, view, block, justified, self.consensus.validators.digest)
+        validators = self.consensus.validators
+        signer = self._keys.voter(validators)
+        assert signer is not None, "only a node that can sign is asked for statements"
+        statement = self._guard.sign(signer, validators, kind, height, view, block, justified)
         self._core.store(SIGNER_TABLE, _RECORD_KEY, self._guard.record.encoded())
         self._core.store_for_height(STATEMENT_TABLE, integer_key(height, view, kind), statement.encoded)
         return statement
@@ -447,25 +467,54 @@ class Replica:
             validators_digest=self.consensus.validators.digest,
             transaction_root=transaction_root([bundle.digest for bundle in bundles]),
             time_ns=max(self._core.wall_ns, self.chain.tip_time_ns + 1),
+            version=self.state.version(self.height + 1),
         )
         return Block(header, bundles)
+
+    def _watch_versions(self) -> None:
+        """Stop at a version that this program does not know, and tell the operator well before."""
+        self.upgrade_needed = self.chain.upgrade_needed()
+        coming = [(height, version) for height, version in self.state.versions() if version not in self._versions]
+        if coming and coming[0] != self._version_noted:
+            self._version_noted = coming[0]
+            text = "install a newer qnode on this node before that height; without it the node stops there"
+            self._core.note("error", "upgrade_needed", height=coming[0][0], version=coming[0][1], what_to_do=text)
 
     def _commit(self, block: Block, certificate: Certificate) -> None:
         """Rule 7: execute, store block, certificate and receipts in one atomic write, go to the next height."""
         assert self.chain.block_fault(block) is None, "a quorum committed a block that this node finds invalid"
         receipts, row = self.chain.append(block, certificate)
         self._core.store(BLOCK_TABLE, integer_key(block.height), row)
+        self._store_set_changes({})
         self._core.erase_height()
         for bundle in block.bundles:
             self._core.mempool.forget(bundle.sender, bundle.sequence)
             if bundle.sender == self.node_id:
                 self._own.settle(bundle)
+        for node_id in self.state.changed_nodes:
+            self._take_change(node_id)
         self._core.outputs.append(BlockCommitted(block.height, block, certificate, tuple(receipts)))
         self._watch_clock(block)
         self._adapt(block)
         self._bodies.forget_height()
         self._core.consensus = self._new_consensus()
+        self._watch_versions()
         self._take_later()
+
+    def _take_change(self, node_id: str) -> None:
+        """The last block admitted or revoked a node, or gave it another key: what waits of it has the old."""
+        node = self.state.node(node_id)
+        assert node is not None, "nodes are never removed"
+        self._core.overlay.register(node_id, node.index)
+        self._core.mempool.forget(node_id, INTEGER_MAX)
+        if node_id == self.node_id:
+            self._own.sign_again()
+
+    def _store_set_changes(self, stored: Mapping[bytes, bytes]) -> None:
+        for key, row in self.chain.new_set_changes:
+            if stored.get(key) != row:
+                self._core.store(SET_CHANGE_TABLE, key, row)
+        self.chain.new_set_changes = []
 
     def _adapt(self, block: Block) -> None:
         """Smooth the time that heights take while there is work, for the view timers."""
@@ -495,6 +544,8 @@ class Replica:
         if self._sync.catch_up.is_asked(peer):
             self._sync.catch_up.answered()
         for encoded, certificate_bytes in blocks:
+            if self.upgrade_needed is not None:
+                return
             block, certificate = Block.decode(encoded, self.genesis.parameters), Certificate.decode(certificate_bytes)
             if block.height <= self.height:
                 continue

@@ -1,19 +1,28 @@
 """Signing and checking, behind two small interfaces: Ed25519 for daemons, a keyed hash for simulations.
 
-Decides which library checks a signature (PyNaCl, pinned, so that every node accepts exactly the same set). What is
-signed, and when it may be, is decided in `guard` and `transactions`.
+Decides which library checks a signature (PyNaCl, pinned, so that every node accepts exactly the same set), and how two
+signatures make a hybrid one for votes (ML-DSA-65 of FIPS 204, from `cryptography`). What is signed, and when it may
+be, is decided in `guard` and `transactions`.
 """
 
 import hashlib
 import hmac
 from typing import Protocol
 
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives.asymmetric.mldsa import MLDSA65PrivateKey, MLDSA65PublicKey
 from nacl.bindings import crypto_sign, crypto_sign_open, crypto_sign_seed_keypair
 from nacl.exceptions import BadSignatureError
 
 SIGNATURE_SIZE_BYTES = 64
 PUBLIC_KEY_SIZE_BYTES = 32
 SEED_SIZE_BYTES = 32
+POST_QUANTUM_KEY_SIZE_BYTES = 1952
+POST_QUANTUM_SIGNATURE_SIZE_BYTES = 3309
+HYBRID_KEY_SIZE_BYTES = PUBLIC_KEY_SIZE_BYTES + POST_QUANTUM_KEY_SIZE_BYTES
+HYBRID_SIGNATURE_SIZE_BYTES = SIGNATURE_SIZE_BYTES + POST_QUANTUM_SIGNATURE_SIZE_BYTES
+VOTE_SIGNATURE_SIZES_BYTES = (SIGNATURE_SIZE_BYTES, HYBRID_SIGNATURE_SIZE_BYTES)
+_VOTE_CONTEXT = b"qnode vote"
 
 
 class Signer(Protocol):
@@ -68,6 +77,50 @@ class Ed25519Verifier:
         except (BadSignatureError, ValueError):
             return False
         return True
+
+
+class HybridSigner:
+    """Signs votes twice: the classical signature, followed by the one of ML-DSA-65. About 0.3 ms a vote.
+
+    Its public key is the classical one followed by that of ML-DSA-65.
+    """
+
+    __slots__ = ("_classical", "_post_quantum", "public_key")
+
+    def __init__(self, classical: Signer, seed: bytes) -> None:
+        if len(seed) != SEED_SIZE_BYTES:
+            raise ValueError(f"an ML-DSA seed has {SEED_SIZE_BYTES} bytes, this one has {len(seed)}")
+        self._classical = classical
+        self._post_quantum = MLDSA65PrivateKey.from_seed_bytes(seed)
+        self.public_key: bytes = classical.public_key + self._post_quantum.public_key().public_bytes_raw()
+
+    def sign(self, message: bytes) -> bytes:
+        return self._classical.sign(message) + self._post_quantum.sign(message, _VOTE_CONTEXT)
+
+    def __repr__(self) -> str:
+        return f"<HybridSigner {self.public_key.hex()[:16]}…>"
+
+
+def verify_vote(classical: Verifier, vote_key: bytes, message: bytes, signature: bytes) -> bool:
+    """Check a statement's signature under an Ed25519 key alone, or under both keys, and then both must hold.
+
+    The size of the key decides, never that of the signature: nobody can leave the second signature away.
+    """
+    if len(vote_key) != HYBRID_KEY_SIZE_BYTES:
+        return classical.verify(vote_key, message, signature)
+    if len(signature) != HYBRID_SIGNATURE_SIZE_BYTES:
+        return False
+    key, more_key = vote_key[:PUBLIC_KEY_SIZE_BYTES], vote_key[PUBLIC_KEY_SIZE_BYTES:]
+    one, other = signature[:SIGNATURE_SIZE_BYTES], signature[SIGNATURE_SIZE_BYTES:]
+    return classical.verify(key, message, one) and _is_post_quantum_signature(more_key, message, other)
+
+
+def _is_post_quantum_signature(public_key: bytes, message: bytes, signature: bytes) -> bool:
+    try:
+        MLDSA65PublicKey.from_public_bytes(public_key).verify(signature, message, _VOTE_CONTEXT)
+    except (InvalidSignature, ValueError):
+        return False
+    return True
 
 
 class SimulatedSigner:

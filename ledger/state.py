@@ -10,13 +10,14 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
+from ledger.block import FIRST_VERSION
 from ledger.contracts.entries import ENTRIES, Entry
 from ledger.encoding import (
     MalformedEncoding,
     as_array,
     as_bytes,
     as_integer,
-    digest,
+    as_text,
     integer_key,
     pack,
     unpack,
@@ -24,6 +25,7 @@ from ledger.encoding import (
 )
 from ledger.genesis import Genesis
 from ledger.merkle import Node, TrieProof, trie_prove, trie_root, trie_update
+from ledger.validators import SETS_KEY, Validators, choose_committee, sets_from_value, sets_value
 
 _Entry = TypeVar("_Entry")
 AnyEntry = TypeVar("AnyEntry", bound=Entry)
@@ -31,12 +33,54 @@ AnyEntry = TypeVar("AnyEntry", bound=Entry)
 
 @dataclass(frozen=True, slots=True)
 class NodeState:
-    """A registered node; `sequence` is the number of its last committed bundle."""
+    """A registered node; `sequence` is the number of its last committed bundle, `index` its place of registration.
+
+    A suspended node is out of the committee until a governance quorum lifts it; a revoked one may do nothing any more.
+    """
 
     node_id: str
     public_key: bytes
     validator: bool
     sequence: int = 0
+    index: int = 0
+    suspended: bool = False
+    revoked: bool = False
+    post_quantum_key: bytes = b""
+
+    @property
+    def vote_key(self) -> bytes:
+        """What statements are checked under: the public key, then the post-quantum one where votes are hybrid."""
+        return self.public_key + self.post_quantum_key
+
+    @property
+    def may_vote(self) -> bool:
+        """Whether this node may be chosen into the committee."""
+        return self.validator and not self.suspended and not self.revoked
+
+
+@dataclass(frozen=True, slots=True)
+class KeyState:
+    """A key that is not simply its node's from the beginning: in force for the bundles of blocks `first` to `last`.
+
+    `last_height` is 0 while it is in force.
+    """
+
+    public_key: bytes
+    node_id: str
+    first_height: int
+    last_height: int = 0
+    post_quantum_key: bytes = b""
+
+    @property
+    def vote_key(self) -> bytes:
+        """What statements were checked under."""
+        return self.public_key + self.post_quantum_key
+
+    @classmethod
+    def decode(cls, value: bytes) -> "KeyState":
+        """Read the value of a key's entry. Raises MalformedEncoding."""
+        public_key, node_id, first, last, post_quantum = unpack_array(value, 5)
+        return cls(as_bytes(public_key), as_text(node_id), as_integer(first), as_integer(last), as_bytes(post_quantum))
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,33 +139,6 @@ class KeyBlockState:
     commitment: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class Validators:
-    """The voting nodes of one height, in the order of the state; leaders rotate over it (SPEC 4)."""
-
-    node_ids: tuple[str, ...]
-    public_keys: tuple[bytes, ...]
-
-    @property
-    def quorum(self) -> int:
-        """The number of distinct validators that decides: n − ⌊(n−1)/3⌋."""
-        return len(self.node_ids) - self.faulty_max
-
-    @property
-    def faulty_max(self) -> int:
-        """How many of them may be faulty: ⌊(n−1)/3⌋."""
-        return (len(self.node_ids) - 1) // 3
-
-    @property
-    def digest(self) -> bytes:
-        """The validator-set hash that enters headers and statements."""
-        return digest("qnode/validators/1", self.node_ids, self.public_keys)
-
-    def leader(self, height: int, view: int) -> str:
-        """Return the leader of a view: V[(height + view) mod n]."""
-        return self.node_ids[(height + view) % len(self.node_ids)]
-
-
 # ---- keys of entries; the first byte is the kind
 
 
@@ -160,7 +177,13 @@ def equivocation_key(node_id: str, height: int) -> bytes:
     return b"e" + integer_key(height) + pack(node_id)
 
 
+def public_key_key(public_key: bytes) -> bytes:
+    """Key of the entry that says whose key this is, or was, and when."""
+    return b"k" + public_key
+
+
 CHAIN_KEY = b"c"
+VERSIONS_KEY = b"f"
 KEY_ID_SIZE_BYTES = 16
 
 
@@ -168,13 +191,19 @@ class State:
     """The state after `height`; mutable, one per replica. Older roots stay provable through `previous`."""
 
     def __init__(self, genesis: Genesis) -> None:
+        self._genesis = genesis
         self._clear()
-        for node in genesis.nodes:
-            self.put_node(NodeState(node.node_id, node.public_key, node.validator))
+        for index, node in enumerate(genesis.nodes):
+            more = node.post_quantum_key
+            self.put_node(NodeState(node.node_id, node.public_key, node.validator, 0, index, post_quantum_key=more))
         for link in genesis.links:
             self.put_link(LinkState(link.link_id, link.transmitter, link.receiver))
         for sae in genesis.saes:
             self.put_sae(SaeState(sae.sae_id, sae.node_id))
+        self._following = self._choose(1)
+        self._after = self._choose(2)
+        self._membership_changed = False
+        self.put_sets(self._following, self._after)
         self._fold()
 
     def _clear(self) -> None:
@@ -188,10 +217,15 @@ class State:
         self._equivocations: dict[tuple[str, int], bytes] = {}
         self._entries: dict[type[Entry], dict[bytes, Entry]] = {}
         self._sorted_entries: dict[type[Entry], tuple[Entry, ...]] = {}
+        self._versions: list[tuple[int, int]] = []
+        self._keys: dict[bytes, KeyState] = {}
+        self._keys_of: dict[str, list[bytes]] = {}
         self._changes: dict[bytes, bytes | None] = {}
         self._trie: Node | None = None
         self._previous_trie: Node | None = None
-        self._validators: Validators | None = None
+        self._membership_changed = False
+        self.changed_nodes: list[str] = []
+        """Nodes that the last block admitted or revoked, or gave another key."""
 
     # ---- reading
 
@@ -278,14 +312,49 @@ class State:
             "deliveries": len(self._deliveries),
             "equivocations": len(self._equivocations),
             "contract_entries": sum(len(entries) for entries in self._entries.values()),
+            "keys": len(self._keys),
         }
 
+    def key(self, public_key: bytes) -> KeyState | None:
+        """Return whose key this is or was, if it is not simply a node's of the genesis that never changed."""
+        return self._keys.get(public_key)
+
+    def keys_of(self, node_id: str) -> list[KeyState]:
+        """Return the entries of a node's keys, in the order of their heights."""
+        found = [self._keys[public_key] for public_key in self._keys_of.get(node_id, ())]
+        return sorted(found, key=lambda key: key.first_height)
+
+    def is_key_known(self, public_key: bytes) -> bool:
+        """Say whether any node has this key, or ever had it: a key is never used twice."""
+        return public_key in self._keys or any(node.public_key == public_key for node in self._nodes.values())
+
     def validators(self) -> Validators:
-        """Return the validators of height + 1: a function of this state alone."""
-        if self._validators is None:
-            voting = [node for node in self._nodes.values() if node.validator]
-            self._validators = Validators(tuple(n.node_id for n in voting), tuple(n.public_key for n in voting))
-        return self._validators
+        """Return the validators of height + 1."""
+        return self._following
+
+    def validators_after(self) -> Validators:
+        """Return the validators of height + 2: what this state decided (SPEC 4.7)."""
+        return self._after
+
+    def _choose(self, height: int) -> Validators:
+        """Choose the committee of `height`; where none may vote, as no accepted record can bring about, it stays."""
+        limits = self._genesis.parameters
+        nodes = self._nodes.values()
+        found = choose_committee(nodes, height, self._genesis.digest, limits.committee_max, limits.epoch_heights)
+        assert found is not None, "the rules keep at least one node that may vote"
+        return found
+
+    def version(self, height: int) -> int:
+        """Return the version that a block of `height` must have, as far as this state knows."""
+        return next((version for since, version in reversed(self._versions) if since <= height), FIRST_VERSION)
+
+    def versions(self) -> list[tuple[int, int]]:
+        """Return (first height, version) of every activation, past and to come, in order."""
+        return list(self._versions)
+
+    def leaves_voters(self, without: str) -> bool:
+        """Say whether somebody may still vote without this node."""
+        return any(node.may_vote for node in self._nodes.values() if node.node_id != without)
 
     def prove(self, key: bytes, previous: bool = False) -> TrieProof:
         """Return the proof that `key` is or is not an entry of `root` (or of `previous_root`)."""
@@ -295,16 +364,29 @@ class State:
 
     def put_node(self, node: NodeState) -> None:
         """Set a node's entry."""
+        known = self._nodes.get(node.node_id)
         self._nodes[node.node_id] = node
-        self._validators = None
-        value = (node.node_id, node.public_key, int(node.validator), node.sequence)
-        self._changes[node_key(node.node_id)] = pack(value)
+        if known is None or (known.public_key, known.revoked) != (node.public_key, node.revoked):
+            self.changed_nodes.append(node.node_id)
+        if known is None or (known.may_vote, known.vote_key) != (node.may_vote, node.vote_key):
+            self._membership_changed = True
+        value = (node.node_id, node.public_key, int(node.validator), node.sequence, node.index)
+        standing = (int(node.suspended), int(node.revoked), node.post_quantum_key)
+        self._changes[node_key(node.node_id)] = pack((*value, *standing))
 
     def put_sequence(self, node_id: str, sequence: int) -> None:
         """Set the number of a node's last bundle."""
-        validators = self._validators
         self.put_node(replace(self._nodes[node_id], sequence=sequence))
-        self._validators = validators
+
+    def put_key(self, key: KeyState) -> None:
+        """Set the entry of a key that came after the genesis, or went."""
+        if key.public_key not in self._keys:
+            self._keys_of.setdefault(key.node_id, []).append(key.public_key)
+        self._keys[key.public_key] = key
+        heights = (key.first_height, key.last_height)
+        self._changes[public_key_key(key.public_key)] = pack(
+            (key.public_key, key.node_id, *heights, key.post_quantum_key)
+        )
 
     def put_link(self, link: LinkState) -> None:
         """Set a link's entry."""
@@ -328,6 +410,16 @@ class State:
         value = (device.device_id, device.node_id, device.public_key)
         floor = (device.key_bits_min, device.security_millibits_min)
         self._changes[device_key(device.device_id)] = pack((*value, *floor, int(device.revoked)))
+
+    def put_sets(self, following: Validators, after: Validators) -> None:
+        """Set the validators of the next two heights."""
+        self._following, self._after = following, after
+        self._changes[SETS_KEY] = sets_value(following, after)
+
+    def put_version(self, height: int, version: int) -> None:
+        """Let `version` count from `height` on; both exceed those of every earlier activation."""
+        self._versions.append((height, version))
+        self._changes[VERSIONS_KEY] = pack(tuple(self._versions))
 
     def put_key_block(self, block: KeyBlockState) -> None:
         """Set a key block's entry."""
@@ -365,12 +457,22 @@ class State:
     def begin(self, height: int) -> None:
         """Start on the block of `height`, which must be the next."""
         assert height == self.height + 1 and not self._changes, (height, self.height)
+        self.changed_nodes = []
         self.height = height
 
     def finish(self, block_digest: bytes, receipts_root: bytes) -> None:
-        """Fold the changes of the block into the trie."""
+        """Choose the validators of the height after the next, and fold the changes of the block into the trie."""
+        self._advance_validators()
         self._changes[CHAIN_KEY] = pack((self.height, block_digest, receipts_root))
         self._fold()
+
+    def _advance_validators(self) -> None:
+        before, self._following = self._following, self._after
+        if self._membership_changed or (self.height + 1) % self._genesis.parameters.epoch_heights == 0:
+            self._after = self._choose(self.height + 2)
+            self._membership_changed = False
+        if before != self._following or self._following != self._after:
+            self.put_sets(self._following, self._after)
 
     def _fold(self) -> None:
         self._previous_trie = self._trie
@@ -405,6 +507,7 @@ class Restoration:
     def __init__(self, genesis: Genesis) -> None:
         self._genesis = genesis
         self._state = State.__new__(State)
+        self._state._genesis = genesis
         self._state._clear()
 
     @property
@@ -433,10 +536,10 @@ class Restoration:
         state.height = height
         state._previous_trie = None
         genesis = self._genesis
-        state._nodes = _in_order(state._nodes, [node.node_id for node in genesis.nodes])
+        state._nodes = {node.node_id: node for node in sorted(state._nodes.values(), key=lambda node: node.index)}
         state._links = _in_order(state._links, [link.link_id for link in genesis.links])
         state._saes = _in_order(state._saes, [sae.sae_id for sae in genesis.saes])
-        state._validators = None
+        state._membership_changed, state.changed_nodes = False, []  # the entry `v` says what followed from it
         return state
 
 
@@ -446,8 +549,23 @@ def _in_order(entries: dict[str, _Entry], first: list[str]) -> dict[str, _Entry]
 
 
 def _restore_node(state: State, key: bytes, value: bytes) -> None:
-    node_id, public_key, validator, sequence = unpack_array(value, 4)
-    state.put_node(NodeState(node_id, public_key, bool(validator), sequence))
+    node_id, public_key, validator, sequence, index, suspended, revoked, more = unpack_array(value, 8)
+    standing = (bool(suspended), bool(revoked), more)
+    state.put_node(NodeState(node_id, public_key, bool(validator), sequence, index, *standing))
+
+
+def _restore_key(state: State, key: bytes, value: bytes) -> None:
+    state.put_key(KeyState.decode(value))
+
+
+def _restore_sets(state: State, key: bytes, value: bytes) -> None:
+    state.put_sets(*sets_from_value(value))
+
+
+def _restore_versions(state: State, key: bytes, value: bytes) -> None:
+    for entry in as_array(unpack(value)):
+        height, version = as_array(entry, 2)
+        state.put_version(as_integer(height), as_integer(version))
 
 
 def _restore_link(state: State, key: bytes, value: bytes) -> None:
@@ -498,6 +616,9 @@ _RESTORERS: dict[bytes, Callable[[State, bytes, bytes], None]] = {
     b"b": _restore_key_block,
     b"d": _restore_delivery,
     b"e": _restore_equivocation,
+    b"k": _restore_key,
+    SETS_KEY: _restore_sets,
+    VERSIONS_KEY: _restore_versions,
     CHAIN_KEY: _restore_chain,
     **dict.fromkeys(ENTRIES, _restore_contract),
 }

@@ -12,6 +12,7 @@ from ledger.bundle import Bundle, make_bundle
 from ledger.core import PENDING_TABLE, Core
 from ledger.encoding import integer_key
 from ledger.genesis import GenesisParameters
+from ledger.identity import OwnKeys
 from ledger.messages import BundleMessage
 from ledger.outputs import Erase, TransactionsAdmitted, TransactionsRefused
 from ledger.signatures import Signer
@@ -94,10 +95,10 @@ class Submissions:
 class OwnTransactions:
     """Admits this node's transactions, signs its bundles, stores and offers them."""
 
-    def __init__(self, core: Core, signer: Signer) -> None:
+    def __init__(self, core: Core, keys: OwnKeys) -> None:
         self.queue = Submissions(core.limits, core.settings.bundle_interval_ns)
         self._core = core
-        self._signer = signer
+        self._keys = keys
 
     def resume(self, rows: Iterable[tuple[bytes, bytes]]) -> None:
         """Take back the stored bundles that no block contains yet."""
@@ -107,7 +108,10 @@ class OwnTransactions:
             bundle = Bundle.decode(value, core.limits)
             if bundle.sequence > committed:
                 self.queue.pending[bundle.sequence] = bundle
-                core.mempool.add(bundle, committed)
+                if self._is_signed(bundle):
+                    core.mempool.add(bundle, committed)
+                else:
+                    self._sign_again(bundle)  # the key came while this node did not hold it
 
     def submit_encoded(self, token: int, bodies: tuple[bytes, ...]) -> None:
         """Like `submit`, but looks at the bodies first."""
@@ -135,6 +139,8 @@ class OwnTransactions:
         core = self._core
         if not bodies:
             return "no transactions; submit at least one"
+        if self._keys.present(core.state) is None:
+            return "the chain does not know this node by a key that it holds; see `qnode ledger show`"
         size_max = core.limits.transaction_size_bytes_max
         if any(len(body) > size_max for body in bodies):
             return f"a transaction has at most {size_max} bytes; split it"
@@ -148,15 +154,36 @@ class OwnTransactions:
 
     def flush(self) -> None:
         """Make the bundles that are due: store, hold, send, and answer their submitters."""
+        signer = self._keys.present(self._core.state)
+        while signer is not None and (batch := self.queue.take(self._core.now_ns)) is not None:
+            self._bundle(signer, self._next_sequence(), batch.transactions)
+            self._core.outputs += [TransactionsAdmitted(token) for token in batch.tokens]
+
+    def _bundle(self, signer: Signer, sequence: int, transactions: tuple[bytes, ...]) -> None:
+        """Sign, store, hold and send one bundle."""
         core = self._core
-        while (batch := self.queue.take(core.now_ns)) is not None:
-            name = (core.genesis.chain_id, core.genesis.digest, core.node_id, self._next_sequence())
-            bundle = make_bundle(self._signer, *name, batch.transactions)
-            self.queue.pending[bundle.sequence] = bundle
-            core.store(PENDING_TABLE, integer_key(bundle.sequence), bundle.encoded)
-            core.mempool.add(bundle, core.committed_sequence(core.node_id))
-            core.spread(BundleMessage(bundle.encoded), core.node_id, None, urgent=False)
-            core.outputs += [TransactionsAdmitted(token) for token in batch.tokens]
+        name = (core.genesis.chain_id, core.genesis.digest, core.node_id, sequence)
+        bundle = make_bundle(signer, *name, transactions)
+        self.queue.pending[sequence] = bundle
+        core.store(PENDING_TABLE, integer_key(sequence), bundle.encoded)
+        core.mempool.add(bundle, core.committed_sequence(core.node_id))
+        core.spread(BundleMessage(bundle.encoded), core.node_id, None, urgent=False)
+
+    def sign_again(self) -> None:
+        """This node's key is another since the last block: what waits goes out under it (SPEC 3.7)."""
+        for bundle in list(self.queue.pending.values()):
+            self._sign_again(bundle)
+
+    def _sign_again(self, bundle: Bundle) -> None:
+        signer = self._keys.present(self._core.state)
+        if signer is not None:
+            self._bundle(signer, bundle.sequence, bundle.transactions)
+
+    def _is_signed(self, bundle: Bundle) -> bool:
+        """Whether the present key signed an own bundle."""
+        signer, core = self._keys.present(self._core.state), self._core
+        name = (core.genesis.chain_id, core.genesis.digest)
+        return signer is not None and bundle.is_signed_by(signer.public_key, *name, core.verifier)
 
     def settle(self, bundle: Bundle) -> None:
         """An own bundle is in a block."""

@@ -18,9 +18,7 @@ VIEWS_MAX = 8 * BITMAP_SIZE_BYTES_MAX
 NODES_PENDING_MAX = 2048
 
 
-def make_status(
-    consensus: Consensus, mempool: Mempool, state: State, node_index: dict[str, int], neighbours: bytes
-) -> Status:
+def make_status(consensus: Consensus, mempool: Mempool, state: State, neighbours: bytes) -> Status:
     """Return this node's status."""
     statements = []
     for view in _window(consensus.view):
@@ -30,8 +28,8 @@ def make_status(
     pending: list[tuple[int, int]] = []
     for sender in mempool.senders():
         node = state.node(sender)
-        if node is not None and sender in node_index and len(pending) < NODES_PENDING_MAX:
-            pending.append((node_index[sender], mempool.contiguous(sender, node.sequence)))
+        if node is not None and len(pending) < NODES_PENDING_MAX:
+            pending.append((node.index, mempool.contiguous(sender, node.sequence)))
     return Status(
         height=state.height,
         view=consensus.view,

@@ -20,7 +20,12 @@ from ledger.encoding import (
 )
 from ledger.genesis import NAME_LENGTH_MAX
 from ledger.merkle import leaf_digest
-from ledger.signatures import SIGNATURE_SIZE_BYTES
+from ledger.signatures import (
+    POST_QUANTUM_KEY_SIZE_BYTES,
+    PUBLIC_KEY_SIZE_BYTES,
+    SIGNATURE_SIZE_BYTES,
+    VOTE_SIGNATURE_SIZES_BYTES,
+)
 
 COMMITMENT_SIZE_BYTES = 32
 KEY_ID_SIZE_BYTES = 16
@@ -29,8 +34,8 @@ REASON_LENGTH_MAX = 64
 PATH_NODES_MAX = 64
 """Nodes of a relay path: far beyond any sensible chain of trusted nodes; bounds the work of one record."""
 HOPS_MAX = 256
-STATEMENT_SIZE_BYTES_MAX = 512
-"""An encoded statement has about 200 bytes, with the longest node name 330."""
+STATEMENT_SIZE_BYTES_MAX = 4096
+"""An encoded statement has about 200 bytes, with a hybrid signature 3,500, with the longest node name 130 more."""
 PPM = 1_000_000
 
 
@@ -172,17 +177,56 @@ class SaeRegistered:
 
 @dataclass(frozen=True, slots=True)
 class EquivocationProven:
-    """Two encoded statements of one validator that contradict each other; any node may report them."""
+    """Two encoded statements of one validator that contradict each other; any node may report them.
 
-    KIND: ClassVar[int] = 5
+    `validators_digest` names the set that both are signed for.
+    """
+
+    KIND: ClassVar[int] = 24
 
     one: bytes
     other: bytes
+    validators_digest: bytes
 
     def __post_init__(self) -> None:
         for name, value in (("one", self.one), ("other", self.other)):
             good = type(value) is bytes and 1 <= len(value) <= STATEMENT_SIZE_BYTES_MAX
             _check(good, f"{name}: expected 1 to {STATEMENT_SIZE_BYTES_MAX} bytes")
+        _check_bytes("validators_digest", self.validators_digest, DIGEST_SIZE_BYTES)
+
+
+@dataclass(frozen=True, slots=True)
+class KeyRotated:
+    """A node takes a new key; the present and the new one sign, and with hybrid votes both post-quantum ones.
+
+    It must be in a block of at most `expiry_height`. `post_quantum_key` is empty unless votes are hybrid.
+    """
+
+    KIND: ClassVar[int] = 25
+
+    node_id: str
+    old_key: bytes
+    new_key: bytes
+    post_quantum_key: bytes
+    expiry_height: int
+    old_signature: bytes
+    new_signature: bytes
+
+    def __post_init__(self) -> None:
+        _check_name("node_id", self.node_id)
+        _check_bytes("old_key", self.old_key, PUBLIC_KEY_SIZE_BYTES)
+        _check_bytes("new_key", self.new_key, PUBLIC_KEY_SIZE_BYTES)
+        hybrid = type(self.post_quantum_key) is bytes and len(self.post_quantum_key) > 0
+        _check_bytes("post_quantum_key", self.post_quantum_key, POST_QUANTUM_KEY_SIZE_BYTES if hybrid else 0)
+        _check_integer("expiry_height", self.expiry_height)
+        size_bytes = VOTE_SIGNATURE_SIZES_BYTES[hybrid]
+        _check_bytes("old_signature", self.old_signature, size_bytes)
+        _check_bytes("new_signature", self.new_signature, size_bytes)
+
+    def signing_bytes(self, chain_id: str, genesis_digest: bytes) -> bytes:
+        """Return what both keys sign: every member but the signatures, bound to this chain and this purpose."""
+        values = tuple(getattr(self, name) for name in _MEMBERS[self.KIND][:-2])
+        return digest("qnode/key rotation/1", chain_id, genesis_digest, values)
 
 
 @dataclass(frozen=True, slots=True)
@@ -301,6 +345,7 @@ Transaction = (
     | KeyDelivered
     | SaeRegistered
     | EquivocationProven
+    | KeyRotated
     | DeviceRegistered
     | DeviceRevoked
     | GovernanceProposed
@@ -311,7 +356,7 @@ Transaction = (
 KINDS: dict[int, type[Transaction]] = {
     kind.KIND: kind
     for kind in (
-        *(KeyBlockRecorded, AlarmRaised, KeyDelivered, SaeRegistered, EquivocationProven),
+        *(KeyBlockRecorded, AlarmRaised, KeyDelivered, SaeRegistered, EquivocationProven, KeyRotated),
         *(DeviceRegistered, DeviceRevoked),
         *(GovernanceProposed, GovernanceApproved, GovernanceWithdrawn, KeyBlockRevoked),
     )

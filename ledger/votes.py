@@ -21,8 +21,8 @@ from ledger.encoding import (
     pack,
     unpack_array,
 )
-from ledger.signatures import SIGNATURE_SIZE_BYTES, Verifier
-from ledger.state import Validators
+from ledger.signatures import VOTE_SIGNATURE_SIZES_BYTES, Verifier, verify_vote
+from ledger.validators import Validators
 
 NO_DIGEST = bytes(DIGEST_SIZE_BYTES)
 FRESH = -1
@@ -89,7 +89,7 @@ class Statement:
             block=as_bytes(block, DIGEST_SIZE_BYTES),
             justified=as_integer(justified) - 1,
             signer=as_text(signer),
-            signature=as_bytes(signature, SIGNATURE_SIZE_BYTES),
+            signature=_as_signature(signature),
         )
         if not _is_well_formed(statement.kind, statement.view, statement.block, statement.justified):
             raise MalformedEncoding("a statement with members that its kind does not have")
@@ -103,7 +103,8 @@ class Statement:
     def is_signed(self, public_key: bytes, genesis_digest: bytes, validators_digest: bytes, verifier: Verifier) -> bool:
         """Say whether the owner of `public_key` signed this for this chain and validator set."""
         says = (self.kind, self.height, self.view, self.block, self.justified)
-        return verifier.verify(public_key, statement_bytes(genesis_digest, validators_digest, *says), self.signature)
+        message = statement_bytes(genesis_digest, validators_digest, *says)
+        return verify_vote(verifier, public_key, message, self.signature)
 
 
 def _is_well_formed(kind: Kind, view: int, block: bytes, justified: int) -> bool:
@@ -121,15 +122,40 @@ def contradict(one: Statement, other: Statement) -> bool:
     return {one.kind, other.kind} == {Kind.FINALIZE, Kind.NULLIFY}
 
 
-def encode_pair(one: Statement, other: Statement) -> bytes:
-    """Return the canonical bytes of two statements, such as contradict each other."""
-    return pack((one.members(), other.members()))
+def _as_signature(value: Any) -> bytes:
+    signature = as_bytes(value)
+    if len(signature) not in VOTE_SIGNATURE_SIZES_BYTES:
+        raise MalformedEncoding("a vote's signature has the size of an Ed25519 or of a hybrid one")
+    return signature
 
 
-def decode_pair(data: bytes) -> tuple[Statement, Statement]:
-    """Read what `encode_pair` made. Raises MalformedEncoding."""
-    one, other = unpack_array(data, 2)
-    return Statement.from_members(one), Statement.from_members(other)
+@dataclass(frozen=True)
+class Evidence:
+    """Two contradicting statements of one signer, and the validator set that both are signed for.
+
+    The set's digest is not believed: no correct validator signs contradicting statements for any set, real or not.
+    """
+
+    one: Statement
+    other: Statement
+    validators_digest: bytes
+
+    @cached_property
+    def encoded(self) -> bytes:
+        """The canonical bytes."""
+        return pack((self.one.members(), self.other.members(), self.validators_digest))
+
+    @classmethod
+    def decode(cls, data: bytes) -> Self:
+        """Read canonical bytes. Raises MalformedEncoding."""
+        one, other, validators_digest = unpack_array(data, 3)
+        statements = Statement.from_members(one), Statement.from_members(other)
+        return cls(*statements, as_bytes(validators_digest, DIGEST_SIZE_BYTES))
+
+    def is_signed(self, public_key: bytes, genesis_digest: bytes, verifier: Verifier) -> bool:
+        """Say whether the owner of `public_key` signed both for this chain."""
+        name = (public_key, genesis_digest, self.validators_digest, verifier)
+        return self.one.is_signed(*name) and self.other.is_signed(*name)
 
 
 @dataclass(frozen=True)
@@ -171,7 +197,7 @@ class Certificate:
             block=as_bytes(block, DIGEST_SIZE_BYTES),
             justified=as_integer(justified) - 1,
             signers=as_bytes(signers),
-            signatures=tuple(as_bytes(each, SIGNATURE_SIZE_BYTES) for each in as_array(signatures)),
+            signatures=tuple(_as_signature(each) for each in as_array(signatures)),
         )
         if not _is_well_formed(certificate.kind, certificate.view, certificate.block, certificate.justified):
             raise MalformedEncoding("a certificate with members that its kind does not have")
@@ -195,7 +221,7 @@ class Certificate:
         says = (self.kind, self.height, self.view, self.block, self.justified)
         message = statement_bytes(genesis_digest, validators.digest, *says)
         pairs = zip(indices, self.signatures, strict=True)
-        return all(verifier.verify(validators.public_keys[index], message, signature) for index, signature in pairs)
+        return all(verify_vote(verifier, validators.public_keys[index], message, each) for index, each in pairs)
 
 
 def bits_of(bitmap: bytes) -> list[int]:

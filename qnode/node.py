@@ -19,6 +19,7 @@ from ledger.chain import Archive
 from ledger.contracts.report import governance_document
 from ledger.delivery_proof import NotYetProvable, UnknownKey, prove_delivery
 from ledger.genesis import Genesis
+from ledger.identity import OwnKeys
 from ledger.proofs import ProofError
 from ledger.replica import Replica, ReplicaSettings
 from ledger.signatures import Signer, Verifier
@@ -124,8 +125,7 @@ class Node:
         self._started_ns = now_ns
         self._replica = Replica(
             genesis=setup.genesis,
-            node_id=setup.node_id,
-            signer=setup.signer,
+            keys=OwnKeys(setup.node_id, (setup.signer,)),
             verifier=setup.verifier,
             settings=setup.replica,
             jitter=setup.jitter,

@@ -35,7 +35,7 @@ class Electorate:
 
 def electorate(state: State) -> Electorate:
     """Return who decides in this state."""
-    return Electorate(tuple(node.node_id for node in state.nodes() if node.validator))
+    return Electorate(tuple(node.node_id for node in state.nodes() if node.may_vote))
 
 
 def propose(state: State, sender: str, record: GovernanceProposed, proposal_id: bytes) -> str | None:

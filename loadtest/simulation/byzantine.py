@@ -9,7 +9,6 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from ledger.consensus import Proposal
-from ledger.encoding import digest
 from ledger.inputs import MessageReceived
 from ledger.messages import (
     CertificatesMessage,
@@ -57,8 +56,9 @@ class Byzantine:
     # ---- signing whatever one likes
 
     def _statement(self, kind: Kind, height: int, view: int, block: bytes, justified: int = FRESH) -> Statement:
-        voting = [entry for entry in self._world.genesis.nodes if entry.validator]
-        set_digest = digest("qnode/validators/1", tuple(n.node_id for n in voting), tuple(n.public_key for n in voting))
+        replica = self._node.replica
+        assert replica is not None, "only a running node lies"
+        set_digest = replica.consensus.validators.digest
         genesis_digest = self._world.genesis.digest
         if "wrong_chain" in self._lies and self._random.random() < 0.5:
             genesis_digest = bytes(32)
@@ -110,7 +110,8 @@ class Byzantine:
 
     def _forge(self, statement: Statement) -> list[Output]:
         """Certificates of too few, or of one signer many times."""
-        count = sum(1 for entry in self._world.genesis.nodes if entry.validator)
+        assert self._node.replica is not None, "only a running node lies"
+        count = len(self._node.replica.consensus.validators.node_ids)
         own = self._statement(Kind.FINALIZE, statement.height, statement.view, statement.block)
         all_signers = bitmap_of(list(range(count)), (count + 7) // 8)
         base = Certificate(Kind.FINALIZE, own.height, own.view, own.block, FRESH, all_signers, (own.signature,) * count)

@@ -15,10 +15,12 @@ from ledger.core import (
     ReplicaSettings,
 )
 from ledger.encoding import MalformedEncoding, digest, integer_key
+from ledger.genesis import GenesisNode
 from ledger.guard import STEPS, Record
 from ledger.messages import Message, ProposalMessage, StatementMessage, decode
 from ledger.outputs import BlockCommitted, Output, PeerFaulted, SendMessage, Store
-from ledger.votes import FRESH, Certificate, Kind, Statement, decode_pair
+from ledger.transactions import EquivocationProven
+from ledger.votes import FRESH, Certificate, Evidence, Kind, Statement
 from loadtest.simulation.world import SimulatedNode, World
 
 
@@ -42,7 +44,7 @@ class Checkers:
         self.world: World
         self.committed: dict[int, bytes] = {}
         self.state_roots: dict[int, bytes] = {}
-        self.validator_sets: dict[int, bytes] = {}
+        self.suspended: dict[str, int] = {}
         self.sequences: dict[str, int] = {}
         self.executed: set[bytes] = set()
         self.admitted: set[int] = set()
@@ -82,7 +84,7 @@ class Checkers:
             elif isinstance(output, Store) and output.table == CERTIFICATE_TABLE:
                 self._on_certificate(node, Certificate.decode(output.value))
             elif isinstance(output, Store) and output.table == EVIDENCE_TABLE:
-                one, _ = decode_pair(output.value)
+                one = Evidence.decode(output.value).one
                 self._require(self.world.nodes[one.signer].byzantine, 13, node, f"evidence against honest {one.signer}")
             elif isinstance(output, PeerFaulted):
                 good = self.world.nodes[output.peer].byzantine
@@ -171,9 +173,14 @@ class Checkers:
                 good = of_height != height or later < view or other == block
                 self._require(good, 5, node, f"another block notarized after a commit at height {height}")
 
+    def _voting(self, height: int) -> list[GenesisNode]:
+        """The validators of a height: of the genesis, without whom two blocks before it had suspended."""
+        suspended = {name for name, since in self.suspended.items() if since + 2 <= height}
+        return [entry for entry in self.world.genesis.nodes if entry.validator and entry.node_id not in suspended]
+
     def _recount(self, node: SimulatedNode, certificate: Certificate) -> None:
         """Count the signatures again, in the plainest way."""
-        voting = [entry for entry in self.world.genesis.nodes if entry.validator]
+        voting = self._voting(certificate.height)
         set_digest = digest("qnode/validators/1", tuple(n.node_id for n in voting), tuple(n.public_key for n in voting))
         message = digest(
             "qnode/statement/1",
@@ -206,11 +213,16 @@ class Checkers:
         if node.replica is not None and node.replica.height == height:
             root = self.state_roots.setdefault(height, node.replica.state.root)
             self._require(root == node.replica.state.root, 9, node, f"another state after height {height}")
-        validators = self.validator_sets.setdefault(height, block.header.validators_digest)
-        self._require(validators == block.header.validators_digest, 11, node, "another validator set")
+        voting = self._voting(height)
+        set_digest = digest("qnode/validators/1", tuple(n.node_id for n in voting), tuple(n.public_key for n in voting))
+        self._require(set_digest == block.header.validators_digest, 11, node, "another validator set")
         self._on_certificate(node, output.certificate)
         if first:
             self._check_order(node, block)
+            for receipt in output.receipts:
+                if receipt.ok and isinstance(receipt.transaction, EquivocationProven):
+                    signer = Statement.decode(receipt.transaction.one).signer
+                    self.suspended.setdefault(signer, height)
 
     def _check_order(self, node: SimulatedNode, block: Block) -> None:
         for bundle in block.bundles:

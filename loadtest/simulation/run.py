@@ -3,6 +3,7 @@
 import random
 from dataclasses import dataclass, field
 
+from ledger.identity import OwnKeys
 from ledger.inputs import TransactionsSubmitted
 from ledger.replica import Replica, ReplicaSettings
 from ledger.transactions import AlarmRaised, KeyDelivered, SaeRegistered, Transaction, encode
@@ -158,10 +159,10 @@ def _check_evidence(world: World, faults: Faults, end_ns: int) -> None:
     """Invariant 14: every equivocation that an honest node saw is recorded on the chain."""
     seen = sorted(
         {
-            (one.signer, one.height)
+            (evidence.one.signer, evidence.one.height)
             for node in faults.honest
             if node.replica
-            for one, _ in node.replica.evidence.values()
+            for evidence in node.replica.evidence.values()
         }
     )
 
@@ -183,8 +184,7 @@ def _check_replay(world: World, node_id: str) -> None:
     node = world.nodes[node_id]
     again = Replica(
         genesis=world.genesis,
-        node_id=node_id,
-        signer=node.signer,
+        keys=OwnKeys(node_id, (node.signer,)),
         verifier=world.verifier,
         settings=world.settings,
         jitter=random.Random(0),

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from ledger.genesis import Genesis, GenesisLink, GenesisNode, GenesisSae
+from ledger.identity import OwnKeys
 from ledger.inputs import Input, MessageReceived, PeerDown, PeerUp, Started, TimePassed
 from ledger.messages import decode
 from ledger.outputs import BlockCommitted, Erase, Output, SendMessage, Store, TransactionsAdmitted
@@ -85,8 +86,7 @@ class SimulatedNode:
         self.lives += 1
         self.replica = Replica(
             genesis=world.genesis,
-            node_id=self.node_id,
-            signer=self.signer,
+            keys=OwnKeys(self.node_id, (self.signer,)),
             verifier=world.verifier,
             settings=world.settings,
             jitter=random.Random(f"{world.seed}/{self.node_id}/{self.lives}/jitter"),

@@ -8,11 +8,12 @@ from collections.abc import Callable, Iterable
 from dataclasses import replace
 
 from ledger.genesis import Genesis, GenesisLink, GenesisNode, GenesisSae
+from ledger.identity import OwnKeys
 from ledger.inputs import Input, MessageReceived, PeerUp, Started, TimePassed
 from ledger.outputs import BlockCommitted, Erase, Output, SendMessage, Store
 from ledger.replica import Replica, ReplicaSettings
 from ledger.signatures import Ed25519Signer, Ed25519Verifier
-from ledger.transactions import KeyBlockRecorded
+from ledger.transactions import KeyBlockRecorded, KeyRotated
 
 MS = 1_000_000
 WALL_NS = 1_800_000_000_000_000_000
@@ -66,6 +67,16 @@ def make_key_block(genesis: Genesis, number: int = 1, link: str = "alpha-beta", 
     )
 
 
+def rotation(
+    genesis: Genesis, node: str, expiry_height: int, old: str | None = None, new: str | None = None
+) -> KeyRotated:
+    """A good rotation from the node's first key (or that of the seed `old`) to that of the seed `new`."""
+    signers = signer_of(old or node), signer_of(new or f"{node} again")
+    unsigned = KeyRotated(node, *(x.public_key for x in signers), b"", expiry_height, bytes(64), bytes(64))
+    message = unsigned.signing_bytes(genesis.chain_id, genesis.digest)
+    return replace(unsigned, old_signature=signers[0].sign(message), new_signature=signers[1].sign(message))
+
+
 class Net:
     """Replicas with instant, ordered, reliable messages, driven by hand; disks are dictionaries."""
 
@@ -86,8 +97,7 @@ class Net:
         tables = self.disks.setdefault(name, {})
         self.replicas[name] = Replica(
             genesis=self.genesis,
-            node_id=name,
-            signer=signer_of(name),
+            keys=OwnKeys(name, (signer_of(name),)),
             verifier=Ed25519Verifier(),
             settings=self.settings,
             jitter=random.Random(name),

@@ -16,7 +16,7 @@ from ledger.consensus import (
     Say,
     Timing,
 )
-from ledger.state import Validators
+from ledger.validators import Validators
 from ledger.votes import FRESH, NO_DIGEST, Certificate, Kind, Statement
 
 NODES = ("a", "b", "c", "d")

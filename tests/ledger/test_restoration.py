@@ -21,7 +21,7 @@ from ledger.transactions import (
 )
 from ledger.trie_range import entries_from
 from ledger.votes import NO_DIGEST, Kind, Statement, statement_bytes
-from tests.ledger.cluster import make_key_block, signer_of
+from tests.ledger.cluster import make_key_block, rotation, signer_of
 from tests.ledger.test_execution import Table, delivered
 
 REVOKE = RevokeKeyBlock("alpha-beta", 6, "tamper")
@@ -51,7 +51,7 @@ def equivocation(table: Table, signer: str) -> EquivocationProven:
     for block in (hashlib.sha256(b"one").digest(), hashlib.sha256(b"other").digest()):
         message = statement_bytes(table.genesis.digest, validators, Kind.VOTE, 1, 0, block, -1)
         said.append(Statement(Kind.VOTE, 1, 0, block, -1, signer, signer_of(signer).sign(message)).encoded)
-    return EquivocationProven(*said)
+    return EquivocationProven(*said, validators)
 
 
 def everything(table: Table) -> None:
@@ -61,6 +61,7 @@ def everything(table: Table) -> None:
     table.run("beta", device(table, "watch", "beta"), device(table, "pump", "beta"), DeviceRevoked("watch", "beta"))
     table.run("gamma", equivocation(table, "delta"), GovernanceProposed("gamma", encode_action(REVOKE), 9))
     table.run("alpha", KeyBlockRevoked("alpha-beta", 5, "lost", "alpha"))
+    table.run("beta", rotation(table.genesis, "beta", table.state.height + 10))
 
 
 def readable(state: State) -> dict[str, object]:

@@ -9,6 +9,7 @@ from ledger.encoding import pack
 from ledger.genesis import GenesisParameters
 from ledger.guard import Guard, Record
 from ledger.signatures import Ed25519Signer, Ed25519Verifier, SimulatedSigner, SimulatedVerifier
+from ledger.validators import Validators
 from ledger.votes import FRESH, NO_DIGEST, Kind
 from tests.ledger.cluster import signer_of
 
@@ -119,13 +120,14 @@ def test_bundle_limits() -> None:
 
 
 def test_the_guard_signs_forward_only() -> None:
-    guard = Guard(signer_of("alpha"), "alpha", bytes(32), Record())
+    guard = Guard("alpha", bytes(32), Record())
+    name = (signer_of("alpha"), Validators(("alpha",), (signer_of("alpha").public_key,)))
     assert not guard.allows(Kind.PROPOSE, 0, 0)
-    guard.sign(Kind.VOTE, 1, 0, bytes(32), FRESH, bytes(32))
+    guard.sign(*name, Kind.VOTE, 1, 0, bytes(32), FRESH)
     assert not guard.allows(Kind.VOTE, 1, 0) and not guard.allows(Kind.PROPOSE, 1, 0)
-    guard.sign(Kind.NULLIFY, 1, 0, NO_DIGEST, FRESH, bytes(32))
+    guard.sign(*name, Kind.NULLIFY, 1, 0, NO_DIGEST, FRESH)
     assert not guard.allows(Kind.FINALIZE, 1, 0) and not guard.allows(Kind.NULLIFY, 1, 0)
     assert guard.allows(Kind.PROPOSE, 1, 1) and guard.allows(Kind.PROPOSE, 2, 0)
     with pytest.raises(AssertionError):
-        guard.sign(Kind.FINALIZE, 1, 0, bytes(32), FRESH, bytes(32))
+        guard.sign(*name, Kind.FINALIZE, 1, 0, bytes(32), FRESH)
     assert Record.decode(guard.record.encoded()) == guard.record == Record(1, 0, 2)

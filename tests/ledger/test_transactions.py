@@ -33,7 +33,7 @@ def test_bytes_are_pinned() -> None:
     """A change here is a new format: give it a new kind and an activation height."""
     assert encode(REGISTERED).hex() == "9304a56170702d61a161"
     assert encode(ALARM).hex() == "9602a3612d6207a471626572ce0001b580a161"
-    assert encode(EquivocationProven(b"1", b"2")).hex() == "9305c40131c40132"
+    assert encode(EquivocationProven(b"1", b"2", bytes(32))).hex() == "9418c40131c40132c420" + bytes(32).hex()
     assert encode(DELIVERED).hex() == (
         "9703c410000102030405060708090a0b0c0d0e0fa56170702d61a56170702d62cd010092a161a1629194a3612d6207cc80cd0100"
     )

@@ -9,7 +9,7 @@ from ledger.bodies import Bodies
 from ledger.consensus import Consensus
 from ledger.core import CERTIFICATE_TABLE, SIGNER_TABLE, STATEMENT_TABLE, Core
 from ledger.guard import Guard
-from ledger.state import Validators
+from ledger.validators import Validators
 from ledger.votes import Kind
 from loadtest.simulation.faults import FaultPlan
 from loadtest.simulation.network import MS
