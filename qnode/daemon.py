@@ -33,6 +33,7 @@ from qnode.io.clock import SystemClock
 from qnode.io.entropy import node_entropy
 from qnode.io.jobs import Jobs
 from qnode.io.pidfile import PidFile
+from qnode.io.process import ProcessFigures
 from qnode.io.storage import Storage
 from qnode.io.transport import NodeIdentity, Transport, TransportEvents
 from qnode.node import Node
@@ -204,6 +205,7 @@ class _Figures:
         self._transport = transport
         self._jobs = jobs
         self._clock = clock
+        self._process = ProcessFigures()
 
     async def ask(self, request: Request) -> Answer:
         """Answer a request; an overload and a stop are 503."""
@@ -221,6 +223,7 @@ class _Figures:
         counters, driver = self._transport.counters, self._driver.figures
         return {
             "pid": os.getpid(),
+            **self._process.document(),
             "event_loop": type(asyncio.get_running_loop()).__module__.partition(".")[0],
             "clock_drift_ms": round(self._clock.drift_ns() / 1e6, 1),
             "inputs": driver.inputs,
@@ -231,6 +234,7 @@ class _Figures:
             "jobs_running": self._jobs.running_count,
             "disk_commits": self._storage.commits_count,
             "disk_syncs": self._storage.syncs_count,
+            "handshakes": counters.handshakes,
             "frames_sent": counters.frames_sent,
             "frames_received": counters.frames_received,
             "bytes_sent": counters.bytes_sent,

@@ -36,6 +36,8 @@ FIGURES: Final[dict[str, FigureName]] = {
     "message_ms_p95": FigureName("message, 95th percentile", "ms", "lower"),
     "requests_failed": FigureName("requests failed", "", "lower"),
     "bytes_per_node_and_height": FigureName("bytes sent per node and height", "B", "lower"),
+    "sent_bytes_per_s_per_node": FigureName("bytes sent per node", "B/s", "lower"),
+    "syncs_per_s_per_node": FigureName("disk syncs per node", "1/s", "lower"),
     "syncs_per_node_and_height": FigureName("disk syncs per node and height", "", "lower"),
     "recovery_s_p50": FigureName("recovery after a fault, median", "s", "lower"),
     "recovery_s_max": FigureName("recovery after a fault, longest", "s", "lower"),

@@ -1,6 +1,6 @@
 """The typed records of a result: what a run was, on which machine, and everything that it measured.
 
-Decides what a result holds. How it lies on disk is `writer` and `reader`; what it means is `loadtest.figures_of_run`
+Decides what a result holds. How it lies on disk is `writer` and `reader`; what it means is `loadtest.measure.figures`
 and `loadtest.statistics`. Times named `…_s` count seconds from the start of the run by the monotonic clock, unless
 the name says otherwise. A *case* is one point of the run: one network size (or load), one repetition, one seed.
 """
@@ -131,7 +131,10 @@ class Event(Record, frozen=True):
 
 
 class Commit(Record, frozen=True):
-    """One height, when the harness saw it first; `commit_ms` from the proposal or submission, where it is known."""
+    """A height when the harness first saw it anywhere, and the records gained since the last such row.
+
+    Heights between two rows were committed in between; `commit_ms` where something timed it.
+    """
 
     time_s: float
     case: int
@@ -195,7 +198,7 @@ class Latency(Record, frozen=True):
 
 
 class Figures(Record, frozen=True):
-    """The figures of one case, by name; `loadtest.figure_names` gives each name's unit and better direction."""
+    """The figures of one case, by name; `loadtest.results.figure_names` gives each name's unit and better direction."""
 
     case: int
     values: dict[str, float | None]

@@ -35,6 +35,7 @@ _TIME = struct.Struct(">d")
 class ConnectionCounters:
     """What went over all connections of a node since its start; refusals by cause."""
 
+    handshakes: int = 0  # TLS handshakes that succeeded, in either direction
     frames_sent: int = 0
     frames_received: int = 0
     bytes_sent: int = 0

@@ -227,6 +227,7 @@ class Transport:
 
     def opened(self, connection: Connection) -> None:
         """A TLS handshake has succeeded, in either direction."""
+        self.counters.handshakes += 1
         greeting = sum(1 for each in self._open if not each.up)
         self._open.add(connection)
         if greeting >= GREETINGS_MAX:
