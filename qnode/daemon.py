@@ -24,6 +24,7 @@ from qnode.api.admin import Admin
 from qnode.api.devices import DeviceAdmin
 from qnode.api.etsi014 import Etsi014
 from qnode.api.server import ApiServer
+from qnode.api.shaping import ShapingAdmin
 from qnode.assembly import node_setup
 from qnode.devices import DevicePlane
 from qnode.driver import Driver, Stopped, TooManyRequests
@@ -87,7 +88,7 @@ async def serve(settings: NodeSettings, log: Log, ready: Ready) -> None:
         driver.attach(transport)
         stack.push_async_callback(transport.stop)
         figures = _Figures(settings, driver, storage, transport, jobs, clock)
-        api = _api(settings, figures.ask, log)
+        api = _api(settings, figures.ask, transport, log)
         running = asyncio.create_task(driver.run(), name="driver")
         stack.push_async_callback(_finish, driver, running)
         await transport.start()
@@ -158,12 +159,14 @@ def _transport(settings: NodeSettings, genesis: Genesis, driver: Driver, log: Lo
     return Transport(identity, peer_to_peer, settings.peers, events, random.Random(secrets.randbits(64)))
 
 
-def _api(settings: NodeSettings, ask: Callable[[Request], Awaitable[Answer]], log: Log) -> ApiServer:
+def _api(
+    settings: NodeSettings, ask: Callable[[Request], Awaitable[Answer]], transport: Transport, log: Log
+) -> ApiServer:
     def report(what: str, error: BaseException | None) -> None:
         log.error(what, exc_info=error)
 
     context = certificates.api_context(settings.api.certificate, settings.api.key, settings.api.ca)
-    doors = (Etsi014(ask, settings.pool), Admin(ask), DeviceAdmin(ask))
+    doors = (Etsi014(ask, settings.pool), Admin(ask), DeviceAdmin(ask), ShapingAdmin(transport))
     return ApiServer(settings.api, context, doors, report)
 
 

@@ -22,6 +22,7 @@ from qnode.io.frames import (
     Hello,
     frame_header,
 )
+from qnode.io.shaping import Shape, Shaper
 
 # One write to the socket carries at most about so much: enough that ten small frames cost one TLS record (29 µs alone,
 # 3 µs each together), small enough that a vote does not wait behind megabytes of light.
@@ -94,6 +95,7 @@ class Connection(asyncio.Protocol):
         self._received_at = 0.0
         self._dead_at: float | None = None
         self._timer: asyncio.TimerHandle | None = None
+        self._shaper: Shaper | None = None
 
     # ---- asyncio.Protocol
 
@@ -140,10 +142,14 @@ class Connection(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._closing = True
+        if isinstance(exc, ssl.SSLError) and self._reader.authenticated:
+            self._owner.counters.security_failures += 1  # somebody in between changed, added or repeated bytes
         if not self.reason:
             self.reason = _loss_reason(exc, greeted=self._reader.authenticated)
         if self._timer is not None:
             self._timer.cancel()
+        if self._shaper is not None:
+            self._shaper.close()
         self._owner.closed(self)
         self.up = False
         self.settled.set()
@@ -199,6 +205,9 @@ class Connection(asyncio.Protocol):
         if self._closing or self._transport is None:
             return
         self.reason = reason
+        if self._shaper is not None:
+            self._shaper.close()
+            self._shaper = None
         self._write(FrameKind.BYE, reason[:_BYE_TEXT_LENGTH_MAX].encode())
         self.resume_reading()
         self._closing = True
@@ -273,13 +282,36 @@ class Connection(asyncio.Protocol):
         if self._transport is not None and not self._closing:
             data = frame_header(kind, payload) + payload
             self._owner.counters.bytes_sent += len(data)
+            self._let_go(data)
+
+    def shape(self, shape: Shape) -> None:
+        """Behave as `shape` says in the direction to the peer, from now on; see `qnode.io.shaping`."""
+        if self._shaper is None and self._transport is not None:
+            self._shaper = Shaper(self._loop, self._transport.write, self._shaper_drained)
+        if self._shaper is not None:
+            self._shaper.reshape(shape)
+
+    def _let_go(self, data: bytes) -> None:
+        assert self._transport is not None
+        if self._shaper is None:
             self._transport.write(data)
+        elif self._shaper.is_idle:
+            self._shaper = None
+            self._transport.write(data)
+        else:
+            self._shaper.write(data)
+
+    def _shaper_drained(self) -> None:
+        if not self._write_paused:
+            self._flush()
 
     def _flush(self) -> None:
         """Write the next stretch of the queues, lower classes first, as one call to the socket."""
         self._flush_scheduled = False
         if self._closing or self._write_paused or self._transport is None:
             return
+        if self._shaper is not None and self._shaper.is_full:
+            return  # `_shaper_drained` comes back
         parts: list[bytes] = []
         size_bytes = 0
         for traffic, frames in enumerate(self._queues):
@@ -292,7 +324,7 @@ class Connection(asyncio.Protocol):
         if parts:
             self._owner.counters.frames_sent += len(parts) // 2
             self._owner.counters.bytes_sent += size_bytes
-            self._transport.write(b"".join(parts))
+            self._let_go(b"".join(parts))
         if any(self._queues) and not self._write_paused and not self._flush_scheduled:
             self._flush_scheduled = True
             self._loop.call_soon(self._flush)

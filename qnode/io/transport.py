@@ -18,6 +18,7 @@ from typing import Final
 from qnode.effects import TrafficClass
 from qnode.io.connection import Connection, ConnectionCounters, ConnectionLimits
 from qnode.io.frames import FRAME_SIZE_BYTES_MAX, PROTOCOL_VERSION, Hello
+from qnode.io.shaping import UNSHAPED, Shape
 from qnode.settings import PeerSettings, PeerToPeerSettings
 
 DIAL_TIMEOUT_S: Final = 10.0
@@ -86,6 +87,7 @@ class Transport:
         self._server: asyncio.Server | None = None
         self._dialling: list[asyncio.Task[None]] = []
         self._stopping = False
+        self._shapes: dict[str, Shape] = {}
 
     async def start(self) -> None:
         """Listen, and begin to dial. Raises TransportError when the port cannot be used."""
@@ -149,6 +151,20 @@ class Transport:
         if connection is not None:
             self._drop(connection, reason)
 
+    @property
+    def shapes(self) -> Mapping[str, Shape]:
+        """How connections are made worse than they are, by peer; "*" is every other peer."""
+        return self._shapes
+
+    def shape(self, shapes: Mapping[str, Shape]) -> None:
+        """Shape the connections with peers from now on, and none but those named (or all, by "*")."""
+        self._shapes = dict(shapes)
+        for peer, connection in self._up.items():
+            connection.shape(self._shape_of(peer))
+
+    def _shape_of(self, peer: str) -> Shape:
+        return self._shapes.get(peer, self._shapes.get("*", UNSHAPED))
+
     def pause_reading(self, peer: str) -> None:
         """Take no more frames of a peer until `resume_reading`; its sends back up at its side."""
         connection = self._up.get(peer)
@@ -175,6 +191,8 @@ class Transport:
             connection.close("the node is stopping" if self._stopping else "this is the node itself")
         elif pause_s > 0:
             connection.close(f"disconnected for a fault; try again in {pause_s:.1f} s")
+        elif self._shape_of(peer).cut:
+            connection.abort("cut off by the operator")
         elif self._identity.node_id < peer:
             self._choose(connection)
 
@@ -201,6 +219,8 @@ class Transport:
         if current is not None:
             self._drop(current, "replaced by a new connection")
         self._up[connection.peer] = connection
+        if self._shapes:
+            connection.shape(self._shape_of(connection.peer))
         self._last_refusal.pop(connection.peer, None)
         self._notify(connection.peer)
         self._events.on_connected(connection.peer)
@@ -258,6 +278,9 @@ class Transport:
 
     async def _dial(self, peer: PeerSettings) -> None:
         """Try once; returns when the attempt is up or has failed."""
+        if self._shape_of(peer.node_id).cut:
+            self._refused(peer.node_id, "cut off by the operator")
+            return
         made: list[Connection] = []
 
         def factory() -> Connection:
