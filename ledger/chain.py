@@ -150,6 +150,11 @@ class Chain:
         fresh = dict(self.new_set_changes)
         return fresh.get(integer_key(height)) or self._archive.read(SET_CHANGE_TABLE, integer_key(height))
 
+    @property
+    def known_versions(self) -> frozenset[int]:
+        """The versions that this program knows."""
+        return self._rules.versions
+
     def upgrade_needed(self) -> str | None:
         """Return why this program must not go on to the next height, or None: its version is not known here."""
         version = self.state.version(self.height + 1)

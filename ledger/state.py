@@ -248,6 +248,20 @@ class State:
         """Return a node, or None."""
         return self._nodes.get(node_id)
 
+    def known_node(self, node_id: str) -> NodeState:
+        """Return a node that is registered."""
+        return self._nodes[node_id]
+
+    @property
+    def node_count(self) -> int:
+        """How many nodes were ever registered: the place of the next."""
+        return len(self._nodes)
+
+    @property
+    def hybrid_votes(self) -> bool:
+        """Whether the statements of this chain carry two signatures."""
+        return self._genesis.parameters.hybrid_votes
+
     def link(self, link_id: str) -> LinkState | None:
         """Return a link, or None."""
         return self._links.get(link_id)

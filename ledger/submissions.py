@@ -9,6 +9,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from ledger.bundle import Bundle, make_bundle
+from ledger.contracts.actions import MalformedAction, decode_action
+from ledger.contracts.entries import Proposal
+from ledger.contracts.membership import ActivateVersion
 from ledger.core import PENDING_TABLE, Core
 from ledger.encoding import integer_key
 from ledger.genesis import GenesisParameters
@@ -16,7 +19,13 @@ from ledger.identity import OwnKeys
 from ledger.messages import BundleMessage
 from ledger.outputs import Erase, TransactionsAdmitted, TransactionsRefused
 from ledger.signatures import Signer
-from ledger.transactions import MalformedTransaction, decode
+from ledger.transactions import (
+    GovernanceApproved,
+    GovernanceProposed,
+    MalformedTransaction,
+    Transaction,
+    decode,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +126,9 @@ class OwnTransactions:
         """Like `submit`, but looks at the bodies first."""
         try:
             for body in bodies:
-                decode(body)
+                if reason := self._unwise(decode(body)):
+                    self._core.outputs.append(TransactionsRefused(token, reason))
+                    return
         except MalformedTransaction as error:
             self._core.outputs.append(TransactionsRefused(token, f"malformed transaction: {error}"))
             return
@@ -134,6 +145,23 @@ class OwnTransactions:
         """Queue a transaction of the node itself, for which nobody waits; dropped when there is no room."""
         if self._fault((body,)) is None:
             self.queue.enqueue(None, (body,))
+
+    def _unwise(self, transaction: Transaction) -> str | None:
+        """Return why this node lends its name to no such decision: a version that its own program does not know."""
+        if isinstance(transaction, GovernanceApproved):
+            proposal = self._core.state.entry(Proposal, transaction.proposal)
+            encoded = b"" if proposal is None else proposal.action
+        else:
+            encoded = transaction.action if isinstance(transaction, GovernanceProposed) else b""
+        if not encoded:
+            return None
+        try:
+            action = decode_action(encoded)
+        except MalformedAction:
+            return None  # the chain says what is wrong with it
+        if isinstance(action, ActivateVersion) and action.version not in self._core.chain.known_versions:
+            return f"this node's program does not know version {action.version}; install a newer qnode first"
+        return None
 
     def _fault(self, bodies: tuple[bytes, ...]) -> str | None:
         core = self._core

@@ -7,6 +7,7 @@ approvals, the command line and documents follow from it. Kind numbers are never
 from dataclasses import fields
 from typing import Any, ClassVar, Final, Protocol, Self, runtime_checkable
 
+from ledger.contracts.membership import ActivateVersion, AdmitNode, LiftSuspension, RemoveNode, SetValidator
 from ledger.contracts.revocation import RevokeKey, RevokeKeyBlock, RevokeNode
 from ledger.encoding import MalformedEncoding, as_array, pack, unpack
 from ledger.state import State
@@ -44,7 +45,10 @@ class Action(Protocol):
         ...
 
 
-_KINDS: Final[tuple[Any, ...]] = (RevokeKeyBlock, RevokeKey, RevokeNode)
+_KINDS: Final[tuple[Any, ...]] = (
+    *(RevokeKeyBlock, RevokeKey, RevokeNode),
+    *(AdmitNode, SetValidator, LiftSuspension, RemoveNode, ActivateVersion),
+)
 ACTIONS: Final[dict[int, Any]] = {kind.KIND: kind for kind in _KINDS}
 NAMES: Final[dict[str, Any]] = {kind.NAME: kind for kind in _KINDS}
 

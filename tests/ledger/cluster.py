@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 
+from ledger.block import VERSIONS
 from ledger.genesis import Genesis, GenesisLink, GenesisNode, GenesisSae
 from ledger.identity import OwnKeys
 from ledger.inputs import Input, MessageReceived, PeerUp, Started, TimePassed
@@ -88,6 +89,8 @@ class Net:
         self.outputs: list[tuple[str, Output]] = []
         self.filter: Callable[[str, str, bytes], bool] = lambda source, target, payload: True
         self.replicas: dict[str, Replica] = {}
+        self.keys: dict[str, OwnKeys] = {}
+        self.versions: dict[str, frozenset[int]] = {}
         self._queue: deque[tuple[str, Input]] = deque()
         for name in names:
             self.start(name)
@@ -97,12 +100,13 @@ class Net:
         tables = self.disks.setdefault(name, {})
         self.replicas[name] = Replica(
             genesis=self.genesis,
-            keys=OwnKeys(name, (signer_of(name),)),
+            keys=self.keys.setdefault(name, OwnKeys(name, (signer_of(name),))),
             verifier=Ed25519Verifier(),
             settings=self.settings,
             jitter=random.Random(name),
             stored={table: sorted(rows.items()) for table, rows in tables.items()},
             wall_offset_ns=wall_offset_ns,
+            versions=self.versions.get(name, VERSIONS),
         )
         self.give(name, Started())
         for other in self.replicas:
