@@ -19,6 +19,8 @@ from ledger.signatures import Verifier
 from ledger.state import DeviceState, KeyBlockState, SaeState, State
 from ledger.transactions import (
     AlarmRaised,
+    DeviceAlarmCleared,
+    DeviceAlarmRaised,
     DeviceRegistered,
     DeviceRevoked,
     EquivocationProven,
@@ -257,15 +259,46 @@ def _register_device(state: State, rules: Rules, sender: str, record: DeviceRegi
 
 
 def _revoke_device(state: State, rules: Rules, sender: str, record: DeviceRevoked, tx_id: bytes) -> str | None:
-    device = state.device(record.device_id)
-    if device is None:
-        return f"device.unknown: {record.device_id} is not registered"
-    if device.node_id != sender:
-        return f"device.sender: {sender} is not the node of {record.device_id}"
-    if device.revoked:
-        return f"device.revoked: {record.device_id} is revoked already"
+    device = _own_device(state, sender, record.device_id)
+    if isinstance(device, str):
+        return device
     state.put_device(replace(device, revoked=True))
     return None
+
+
+def _raise_device_alarm(state: State, rules: Rules, sender: str, record: DeviceAlarmRaised, tx_id: bytes) -> str | None:
+    device = _own_device(state, sender, record.device_id)
+    if isinstance(device, str):
+        return device
+    if device.alarmed:
+        return f"device.alarmed: {record.device_id} stands under an alarm already"
+    raised = device.alarms_raised + 1
+    state.put_device(replace(device, alarmed=True, alarm_reason=record.reason, alarms_raised=raised))
+    return None
+
+
+def _clear_device_alarm(
+    state: State, rules: Rules, sender: str, record: DeviceAlarmCleared, tx_id: bytes
+) -> str | None:
+    device = _own_device(state, sender, record.device_id)
+    if isinstance(device, str):
+        return device
+    if not device.alarmed:
+        return f"device.not_alarmed: {record.device_id} stands under no alarm"
+    state.put_device(replace(device, alarmed=False, alarm_reason=""))
+    return None
+
+
+def _own_device(state: State, sender: str, device_id: str) -> DeviceState | str:
+    """Return a device that its node may speak about, or the rule that forbids it."""
+    device = state.device(device_id)
+    if device is None:
+        return f"device.unknown: {device_id} is not registered"
+    if device.node_id != sender:
+        return f"device.sender: {sender} is not the node of {device_id}"
+    if device.revoked:
+        return f"device.revoked: {device_id} is revoked already"
+    return device
 
 
 def _propose(state: State, rules: Rules, sender: str, record: GovernanceProposed, tx_id: bytes) -> str | None:
@@ -292,6 +325,8 @@ _RULES: dict[type[Transaction], _Rule] = {
     SaeRegistered: _register_sae,
     DeviceRegistered: _register_device,
     DeviceRevoked: _revoke_device,
+    DeviceAlarmRaised: _raise_device_alarm,
+    DeviceAlarmCleared: _clear_device_alarm,
     EquivocationProven: _prove_equivocation,
     GovernanceProposed: _propose,
     GovernanceApproved: _approve,

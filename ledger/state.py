@@ -115,7 +115,7 @@ class SaeState:
 
 @dataclass(frozen=True, slots=True)
 class DeviceState:
-    """A device, the node that serves it, the floor of its keys, and whether it was revoked (which is for good)."""
+    """A device, its node, the floor of its keys, whether it was revoked (which is for good), and its alarm."""
 
     device_id: str
     node_id: str
@@ -123,6 +123,9 @@ class DeviceState:
     key_bits_min: int
     security_millibits_min: int
     revoked: bool = False
+    alarmed: bool = False
+    alarm_reason: str = ""
+    alarms_raised: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -423,7 +426,8 @@ class State:
         self._devices[device.device_id] = device
         value = (device.device_id, device.node_id, device.public_key)
         floor = (device.key_bits_min, device.security_millibits_min)
-        self._changes[device_key(device.device_id)] = pack((*value, *floor, int(device.revoked)))
+        alarm = (int(device.alarmed), device.alarm_reason, device.alarms_raised)
+        self._changes[device_key(device.device_id)] = pack((*value, *floor, int(device.revoked), *alarm))
 
     def put_sets(self, following: Validators, after: Validators) -> None:
         """Set the validators of the next two heights."""
@@ -593,8 +597,9 @@ def _restore_sae(state: State, key: bytes, value: bytes) -> None:
 
 
 def _restore_device(state: State, key: bytes, value: bytes) -> None:
-    device_id, node_id, public_key, key_bits_min, security_min, revoked = unpack_array(value, 6)
-    state.put_device(DeviceState(device_id, node_id, public_key, key_bits_min, security_min, bool(revoked)))
+    device_id, node_id, public_key, bits_min, security_min, revoked, alarmed, reason, alarms = unpack_array(value, 9)
+    known = DeviceState(device_id, node_id, public_key, bits_min, security_min, bool(revoked))
+    state.put_device(replace(known, alarmed=bool(alarmed), alarm_reason=reason, alarms_raised=alarms))
 
 
 def _restore_key_block(state: State, key: bytes, value: bytes) -> None:

@@ -275,6 +275,35 @@ class DeviceRevoked:
 
 
 @dataclass(frozen=True, slots=True)
+class DeviceAlarmRaised:
+    """The node of a device reports that a session with it was attacked, and how (`qber`, `forged`, `replayed`)."""
+
+    KIND: ClassVar[int] = 18
+
+    device_id: str
+    reason: str
+    qber_ppm: int
+
+    def __post_init__(self) -> None:
+        _check_name("device_id", self.device_id)
+        _check_name("reason", self.reason, REASON_LENGTH_MAX)
+        _check_integer("qber_ppm", self.qber_ppm)
+        _check(self.qber_ppm <= PPM, f"qber_ppm exceeds {PPM}")
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceAlarmCleared:
+    """The node of a device has made a key with it again; the node must be the sender."""
+
+    KIND: ClassVar[int] = 19
+
+    device_id: str
+
+    def __post_init__(self) -> None:
+        _check_name("device_id", self.device_id)
+
+
+@dataclass(frozen=True, slots=True)
 class GovernanceProposed:
     """A validator proposes an action (S0-B3); its transaction id names the proposal. The proposer must be the sender.
 
@@ -348,6 +377,8 @@ Transaction = (
     | KeyRotated
     | DeviceRegistered
     | DeviceRevoked
+    | DeviceAlarmRaised
+    | DeviceAlarmCleared
     | GovernanceProposed
     | GovernanceApproved
     | GovernanceWithdrawn
@@ -357,7 +388,7 @@ KINDS: dict[int, type[Transaction]] = {
     kind.KIND: kind
     for kind in (
         *(KeyBlockRecorded, AlarmRaised, KeyDelivered, SaeRegistered, EquivocationProven, KeyRotated),
-        *(DeviceRegistered, DeviceRevoked),
+        *(DeviceRegistered, DeviceRevoked, DeviceAlarmRaised, DeviceAlarmCleared),
         *(GovernanceProposed, GovernanceApproved, GovernanceWithdrawn, KeyBlockRevoked),
     )
 }

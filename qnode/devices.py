@@ -6,7 +6,6 @@ window before its receipt. Nothing is sent unasked, so that only the device keep
 """
 
 import json
-from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, Final
@@ -17,7 +16,13 @@ import numpy as np
 from ledger.execution import Receipt
 from ledger.signatures import Verifier
 from ledger.state import DeviceState, State
-from ledger.transactions import DeviceRegistered, DeviceRevoked, MalformedTransaction
+from ledger.transactions import (
+    DeviceAlarmCleared,
+    DeviceAlarmRaised,
+    DeviceRegistered,
+    DeviceRevoked,
+    MalformedTransaction,
+)
 from protocol.lightweight import enrolment
 from protocol.lightweight.channel import NODE, Channel, Forged, sequence_of, session_counter
 from protocol.lightweight.enrolment import Enrol, EnrolmentRefused
@@ -30,6 +35,8 @@ from protocol.quantum.eavesdropper import make_eavesdropper
 from protocol.quantum.link import LinkParameters, Transmitter
 from protocol.records import MalformedMessage, encode_record
 from qnode.context import Context
+from qnode.device_alarms import FORGED, REPLAYED, DeviceAlarms
+from qnode.device_readings import READINGS_TABLE, Reading, Readings, Retention
 from qnode.effects import Delete, Put, Respond
 from qnode.inputs import (
     DeviceFrame,
@@ -37,6 +44,7 @@ from qnode.inputs import (
     DocumentAnswer,
     EnrolmentAnswer,
     GetDevices,
+    GetReadings,
     IssueEnrolment,
     RequestError,
     RevokeDevice,
@@ -47,8 +55,6 @@ from qnode.vault import Vault
 DEVICE_TABLE: Final = "device.state"
 ENROLMENT_TABLE: Final = "device.enrolment"
 WINDOW_TABLE: Final = "device.window"
-READINGS_KEPT: Final = 64
-"""Readings per device that the node shows; the users' own systems take them from the topic or the file."""
 DEVICES_MAX: Final = 10_000
 ENROLMENTS_MAX: Final = 1_000
 """Codes that wait to be used."""
@@ -64,6 +70,7 @@ class DevicePlane:
 
     parameters: LinkParameters
     kem: Kem | None = None  # for devices that want hybrid keys
+    retention: Retention = field(default_factory=Retention)
 
     def __post_init__(self) -> None:
         require_device_link(self.parameters)
@@ -102,7 +109,6 @@ class _Device:
     attack: str | None = None
     expected_qber: float = QBER_LEVELS[0]
     figures: _Figures = field(default_factory=_Figures)
-    readings: deque[dict[str, Any]] = field(default_factory=lambda: deque(maxlen=READINGS_KEPT))
 
 
 @dataclass(slots=True)
@@ -142,13 +148,17 @@ class Devices:
         self._devices: dict[str, _Device] = {}
         self._enrolments: dict[bytes, _Enrolment] = {}
         self._refusals: dict[str, int] = {}
+        self._alarms = DeviceAlarms(context, state)
+        self._readings = Readings(context, vault, plane.retention, stored.get(READINGS_TABLE, ()))
         self._restore(stored)
         context.run(_build_codes, lambda _result, _error: None)
 
     # ---- requests
 
     def handle(
-        self, request_id: int, request: DeviceFrame | IssueEnrolment | RevokeDevice | GetDevices | SetDeviceAttack
+        self,
+        request_id: int,
+        request: DeviceFrame | IssueEnrolment | RevokeDevice | GetDevices | GetReadings | SetDeviceAttack,
     ) -> None:
         """Answer a request, now or when the chain or a job has said its part."""
         match request:
@@ -160,6 +170,8 @@ class Devices:
                 self._respond(request_id, self._revoke(request))
             case GetDevices():
                 self._respond(request_id, DocumentAnswer(self.status()))
+            case GetReadings():
+                self._respond(request_id, self._last_readings(request))
             case SetDeviceAttack():
                 self._respond(request_id, self._set_attack(request))
 
@@ -168,6 +180,8 @@ class Devices:
         record = receipt.transaction
         if isinstance(record, DeviceRevoked) and receipt.ok:
             self._forget(record.device_id)
+        elif isinstance(record, DeviceAlarmRaised | DeviceAlarmCleared):
+            self._alarms.recorded(record, receipt)
         elif isinstance(record, DeviceRegistered) and record.node_id == self._context.node_id:
             for name, waiting in list(self._enrolments.items()):
                 if waiting.request and waiting.device_id == record.device_id:
@@ -179,6 +193,7 @@ class Devices:
         for device in self._devices.values():
             figures = {each.name: getattr(device.figures, each.name) for each in fields(device.figures)}
             window = device.windows.get(device.keys[0].key_id) if device.keys else None
+            known = self._state().device(device.device_id)
             entries.append(
                 {
                     "device_id": device.device_id,
@@ -186,8 +201,10 @@ class Devices:
                     "key_bits": 8 * len(device.keys[0].key) if device.keys else 0,
                     "missing": window.missing if window else 0,
                     "attack": device.attack,
+                    "alarm": known.alarm_reason if known is not None and known.alarmed else None,
+                    "alarms_raised": known.alarms_raised if known is not None else 0,
                     **figures,
-                    "readings_last": list(device.readings)[-3:],
+                    "readings_last": self._readings.last(device.device_id, 3),
                 }
             )
         return {
@@ -195,6 +212,17 @@ class Devices:
             "enrolments_open": sum(1 for each in self._enrolments.values() if not each.request),
             "refusals": dict(self._refusals),
         }
+
+    def alarmed(self) -> list[str]:
+        """Return the devices of this node that stand under an alarm on the chain."""
+        state = self._state()
+        return [name for name in self._devices if (known := state.device(name)) is not None and known.alarmed]
+
+    def _last_readings(self, request: GetReadings) -> DocumentAnswer | RequestError:
+        if request.device_id not in self._devices:
+            return RequestError(404, f"{request.device_id} is not a device of this node")
+        readings = self._readings.last(request.device_id, request.count)
+        return DocumentAnswer({"device_id": request.device_id, "readings": readings})
 
     # ---- frames
 
@@ -217,7 +245,7 @@ class Devices:
         try:
             counter = session_counter(payload)
         except Forged as error:
-            device.figures.forged += 1
+            self._forged(device, 1)
             self._refuse(request_id, f"session: {error}")
             return
         if device.busy:
@@ -243,6 +271,7 @@ class Devices:
         """Begin a session whose first frame is truly the device's; return why not otherwise."""
         if counter <= device.counter or sequence_of(payload) != 0:
             device.figures.replayed += 1
+            self._alarms.suspected(device.device_id, REPLAYED)
             return f"session: {counter} is not a new session of this device: repeated, or of another state"
         for key in dict.fromkeys((device.authentication_key, device.previous_key)):
             channel = Channel(device.device_id, counter, NODE, key)
@@ -254,7 +283,7 @@ class Devices:
                 return f"session: {error}"
             break
         else:
-            device.figures.forged += 1
+            self._forged(device, 1)
             return "session: the first message carries a false tag"
         if key != device.authentication_key:
             device.authentication_key = key  # the device never heard that its last session succeeded
@@ -282,7 +311,7 @@ class Devices:
         if self._devices.get(device.device_id) is not device:
             self._refuse(request_id, "device: revoked")  # while the job ran
             return
-        device.figures.forged += session.forged
+        self._forged(device, session.forged)
         session.forged = 0
         if session.finished and device.ended < session.channel.counter:
             device.ended = session.channel.counter
@@ -291,6 +320,11 @@ class Devices:
         if session.light and answer is not None:
             messages.append(("light", session.channel.counter.to_bytes(8, "big") + session.light))
         self._respond(request_id, DeviceReply(tuple(messages)))
+
+    def _forged(self, device: _Device, count: int) -> None:
+        device.figures.forged += count
+        for _ in range(count):
+            self._alarms.suspected(device.device_id, FORGED)
 
     def _session_ended(self, device: _Device, session: NodeSession) -> None:
         """Account for a session once; its answers stay for a device that asks again."""
@@ -303,6 +337,8 @@ class Devices:
             figures.last_failure = session.failure
             level = "warning" if session.attacked else "info"
             self._context.log(level, "device session failed", device=device.device_id, reason=session.failure)
+            if session.attacked:
+                self._alarms.attacked(device.device_id, seen.qber)
             if not session.attacked and seen.qber > device.expected_qber:
                 device.expected_qber = next((q for q in QBER_LEVELS if q > seen.qber), QBER_LEVELS[-1])
             return
@@ -315,6 +351,7 @@ class Devices:
         device.previous_key = device.authentication_key
         device.authentication_key = session.key.authentication_key
         figures.keys += 1
+        self._alarms.cleared(device.device_id)
         if seen.qber < ATTACK_QBER:
             device.expected_qber = next((q for q in QBER_LEVELS if q > 1.1 * seen.qber), QBER_LEVELS[-1])
         self._store(device)
@@ -344,15 +381,9 @@ class Devices:
         window.accept(header.sequence)
         device.figures.readings += 1
         self._store_window(device, key)
-        document = {
-            "device_id": device.device_id,
-            "key_id": header.key_id.hex(),
-            "sequence": header.sequence,
-            "time_ms": time_ms,
-            "reading": _readable(reading),
-        }
-        device.readings.append(document)
-        self._respond(request_id, DeviceReply((("ack", key.acknowledgement(header.sequence)),), document))
+        kept = Reading(device.device_id, header.key_id, header.sequence, time_ms, reading)
+        self._readings.keep(kept)
+        self._respond(request_id, DeviceReply((("ack", key.acknowledgement(header.sequence)),), kept.document()))
 
     # ---- enrolment
 
@@ -453,6 +484,8 @@ class Devices:
         for key in device.keys:
             self._context.do(Delete(WINDOW_TABLE, key.key_id))
         self._context.do(Delete(DEVICE_TABLE, device_id.encode()))
+        self._readings.forget(device_id)
+        self._alarms.forget(device_id)
         self._drop_enrolments(device_id)
         self._context.log("warning", "device revoked", device=device_id)
 
@@ -567,15 +600,3 @@ def _was_sealed(key: TelemetryKey, payload: bytes) -> bool:
     except TelemetryError:
         return False
     return True
-
-
-def _readable(reading: bytes) -> Any:
-    """Return a reading as JSON if it is, as text otherwise, as hexadecimal at last."""
-    try:
-        return json.loads(reading)
-    except (ValueError, RecursionError):
-        pass
-    try:
-        return reading.decode()
-    except UnicodeDecodeError:
-        return reading.hex()

@@ -175,6 +175,14 @@ class GetDevices:
 
 
 @dataclass(frozen=True, slots=True)
+class GetReadings:
+    """The last readings of a device that the node keeps."""
+
+    device_id: str
+    count: int
+
+
+@dataclass(frozen=True, slots=True)
 class SetDeviceAttack:
     """Put an eavesdropper on the emulated channel to a device, or take it off (`kind` None)."""
 
@@ -196,6 +204,7 @@ Request = (
     | IssueEnrolment
     | RevokeDevice
     | GetDevices
+    | GetReadings
     | SetDeviceAttack
 )
 Input = PeerConnected | PeerLost | FrameReceived | JobDone | Ticked | Requested

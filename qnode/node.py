@@ -43,6 +43,7 @@ from qnode.inputs import (
     GetKeysWithIds,
     GetNodeStatus,
     GetProof,
+    GetReadings,
     GetStatus,
     Input,
     IssueEnrolment,
@@ -398,7 +399,7 @@ class Node:
         match request:
             case GetStatus() | GetKeys() | GetKeysWithIds():
                 self._delivery.handle(request_id, request)
-            case DeviceFrame() | IssueEnrolment() | RevokeDevice() | GetDevices() | SetDeviceAttack():
+            case DeviceFrame() | IssueEnrolment() | RevokeDevice() | GetDevices() | GetReadings() | SetDeviceAttack():
                 if self._devices is not None:
                     self._devices.handle(request_id, request)
                 else:
@@ -481,6 +482,7 @@ class Node:
                 {"link_id": link.link_id, "alarmed": link.alarmed, "alarms_raised": link.alarms_raised}
                 for link in self.state.links()
             ],
+            "devices_alarmed": self._devices.alarmed() if self._devices is not None else [],
             "keys": {
                 "held": self._keys.held_count,
                 "pending_blocks": len(self._keys.pending_blocks()),

@@ -165,6 +165,10 @@ class DeviceSettings:
     certificate: Path | None = setting("file", "what the node shows the broker; its common name is the node", None)
     key: Path | None = setting("file", "the private key of `certificate`", None)
     readings_file: Path | None = setting("file", "readings are appended here as JSON lines", None)
+    readings_kept: int = setting(
+        "readings", "the last ones of every device, kept at the node and shown by it", 256, low=0, high=10_000
+    )
+    readings_hours: float = setting("h", "older readings are destroyed at the node", 168.0, low=0.1, high=87_600.0)
     length_km: float = setting("km", "from the node's source to a device's receiver", 0.02, low=0.0, high=50.0)
     efficiency: float = setting(
         "share", "of a device's receiver: light is thinned where it is emitted", 0.6, low=0.01, high=1.0

@@ -12,6 +12,7 @@ from qnode.inputs import (
     DocumentAnswer,
     EnrolmentAnswer,
     GetDevices,
+    GetReadings,
     IssueEnrolment,
     Request,
     RevokeDevice,
@@ -19,6 +20,8 @@ from qnode.inputs import (
 )
 from qnode.settings import NAME_PATTERN
 
+READINGS_PER_CALL_MAX: Final = 10_000
+"""As many as a node may be told to keep."""
 DEFAULT_FLOOR: Final = (256, 33_219)
 """An AES-256 key, and ε = 10⁻¹⁰ per key."""
 
@@ -35,7 +38,7 @@ class DeviceAdmin:
         """Answer one call of an operator. Raises CallError."""
         if call.caller is None or call.caller.kind != "operator":
             raise CallError(403, "an operator's certificate is needed here, such as clients/operator.crt")
-        call.parameters()
+        call.parameters(*(("count",) if call.segments[1:] == ("readings",) else ()))
         match call.segments:
             case ():
                 call.require_method("GET")
@@ -45,11 +48,14 @@ class DeviceAdmin:
                 if call.method == "DELETE":
                     return document_reply(await self._document(RevokeDevice(_name(device_id), "operator")))
                 return document_reply(await self._enrolment(await _issue(call, device_id)))
+            case (device_id, "readings"):
+                call.require_method("GET")
+                return document_reply(await self._document(GetReadings(_name(device_id), _count(call))))
             case (device_id, "attack"):
                 call.require_method("POST", "DELETE")
                 kind = None if call.method == "DELETE" else await _kind(call)
                 return document_reply(await self._document(SetDeviceAttack(_name(device_id), kind)))
-        raise CallError(404, "unknown path; here are devices, devices/{id}, devices/{id}/attack")
+        raise CallError(404, "unknown path; here are devices, devices/{id}, devices/{id}/readings, devices/{id}/attack")
 
     async def _document(self, request: Request) -> dict[str, Any]:
         answer = await self._ask(request)
@@ -88,6 +94,13 @@ async def _issue(call: Call, device_id: str) -> IssueEnrolment:
     if any(type(value) is not int for value in floor):
         raise CallError(400, "key_bits_min and security_millibits_min are whole numbers")
     return IssueEnrolment(_name(device_id), *floor)
+
+
+def _count(call: Call) -> int:
+    text = call.parameters("count").get("count", "20")
+    if not text.isascii() or not text.isdigit() or not 1 <= int(text[:6]) <= READINGS_PER_CALL_MAX:
+        raise CallError(400, f"count must be a whole number from 1 to {READINGS_PER_CALL_MAX}")
+    return int(text)
 
 
 async def _kind(call: Call) -> str:

@@ -18,6 +18,7 @@ from protocol.quantum.link import LinkParameters
 from qnode.device.dialling import RECONNECT_S, Dialler
 from qnode.device.kem import MlKem768
 from qnode.device.process import end_task
+from qnode.device_readings import Retention
 from qnode.devices import DevicePlane
 from qnode.inputs import Answer, DeviceFrame, DeviceReply, Request, RequestError
 from qnode.settings import NAME_PATTERN, DeviceSettings, SettingsError
@@ -43,7 +44,8 @@ def device_plane(settings: DeviceSettings) -> DevicePlane:
         },
     }
     try:
-        return DevicePlane(LinkParameters.from_mapping(table), MlKem768())
+        retention = Retention(settings.readings_kept, round(settings.readings_hours * 3_600_000))
+        return DevicePlane(LinkParameters.from_mapping(table), MlKem768(), retention)
     except ParameterError as error:
         raise SettingsError(f"[devices] {error}") from None
 

@@ -21,6 +21,7 @@ def device() -> None:
       qnode device enrol --cluster demo --profile ecg-patch ecg-1     writes demo/devices/ecg-1
       qnode device run demo/devices/ecg-1 --readings ecg.jsonl --interval-s 0.25
       qnode device list --cluster demo
+      qnode device readings --cluster demo ecg-1
       qnode device revoke --cluster demo ecg-1
       qnode device demo
     """
@@ -186,14 +187,43 @@ def list_devices(directory: Path, node_id: str, as_json: bool) -> None:
     if as_json:
         print_json(document)
         return
-    names = ("device_id", "keys", "key_bits", "last_qber", "readings", "missing", "repeated", "aborts", "attacked")
+    names = (
+        "device_id",
+        "keys",
+        "key_bits",
+        "last_qber",
+        "readings",
+        "missing",
+        "repeated",
+        "aborts",
+        "attacked",
+        "alarm",
+    )
     rows = [tuple(entry.get(name) for name in names) for entry in document["devices"]]
     print_table(
-        ("device", "keys", "key bits", "QBER", "readings", "missing", "repeated", "aborts", "attacked"),
+        ("device", "keys", "key bits", "QBER", "readings", "missing", "repeated", "aborts", "attacked", "alarm"),
         [(*row[:3], None if row[3] is None else f"{row[3]:.2%}", *row[4:]) for row in rows],
     )
     for reason, count in document["refusals"].items():
         click.echo(f"refused: {count} × {reason}")
+
+
+@device.command("readings")
+@cluster_option
+@node_option
+@click.argument("device_id")
+@click.option("--count", type=click.IntRange(1, 10_000), default=20, show_default=True, help="The last so many.")
+def show_readings(directory: Path, node_id: str, device_id: str, count: int) -> None:
+    """Print the last readings of DEVICE_ID that its node keeps, oldest first, as JSON lines."""
+    import json
+    from urllib.parse import quote
+
+    from qnode.cluster import OPERATOR, Cluster
+
+    client = Cluster.open(directory).member(node_id).client(OPERATOR)
+    path = f"/admin/v1/devices/{quote(device_id, safe='')}/readings?count={count}"
+    for reading in client.call("GET", path)["readings"]:
+        click.echo(json.dumps(reading, separators=(",", ":")))
 
 
 @device.command()

@@ -11,6 +11,7 @@ from ledger.merkle import trie_root, trie_update
 from ledger.state import MalformedEntry, Restoration, State
 from ledger.transactions import (
     AlarmRaised,
+    DeviceAlarmRaised,
     DeviceRegistered,
     DeviceRevoked,
     EquivocationProven,
@@ -59,6 +60,7 @@ def everything(table: Table) -> None:
     table.run("alpha", make_key_block(table.genesis, 5), AlarmRaised("alpha-beta", 6, "qber", 240_000, "alpha"))
     table.run("alpha", delivered(("alpha", "beta"), (("alpha-beta", 5, 0, 256),)), SaeRegistered("zoo", "alpha"))
     table.run("beta", device(table, "watch", "beta"), device(table, "pump", "beta"), DeviceRevoked("watch", "beta"))
+    table.run("beta", DeviceAlarmRaised("pump", "qber", 240_000))
     table.run("gamma", equivocation(table, "delta"), GovernanceProposed("gamma", encode_action(REVOKE), 9))
     table.run("alpha", KeyBlockRevoked("alpha-beta", 5, "lost", "alpha"))
     table.run("beta", rotation(table.genesis, "beta", table.state.height + 10))

@@ -22,6 +22,7 @@ from qnode.inputs import (
     DocumentAnswer,
     EnrolmentAnswer,
     GetDevices,
+    GetReadings,
     IssueEnrolment,
     RequestError,
     RevokeDevice,
@@ -408,3 +409,59 @@ def test_an_enrolment_survives_a_kill_at_any_moment(delay_ns: int) -> None:
     reply = cluster.answer("node-1", frame, 60)
     assert isinstance(enrolment.decode(reply.messages[0][1]), enrolment.Enrolled)
     assert [each["device_id"] for each in ward.status()["devices"]] == ["ecg-1"]
+
+
+def chain_alarm(ward: Ward) -> tuple[bool, str, int]:
+    known = ward.cluster.hosts["node-2"].node.state.device("ecg-1")  # type: ignore[union-attr]
+    assert known is not None
+    return known.alarmed, known.alarm_reason, known.alarms_raised
+
+
+def test_an_attacked_session_is_an_alarm_on_the_chain_and_a_clean_one_clears_it(ward: Ward) -> None:
+    assert ward.agent is not None
+    ward.live(1)
+    assert isinstance(ward.cluster.answer("node-1", SetDeviceAttack("ecg-1", "intercept_resend")), DocumentAnswer)
+    ward.carry(ward.agent.begin_session(ward.cluster.now_ns))
+    ward.cluster.run(lambda: chain_alarm(ward)[0], 30)
+    assert chain_alarm(ward) == (True, "qber", 1)
+    assert ward.status()["devices"][0]["alarm"] == "qber"
+    for _ in range(3):
+        ward.carry(ward.agent.begin_session(ward.cluster.now_ns))  # the alarm stands: no further record
+    ward.cluster.run(lambda: False, 1)
+    assert chain_alarm(ward) == (True, "qber", 1) and ward.status()["devices"][0]["attacked"] == 4
+    ward.cluster.answer("node-1", SetDeviceAttack("ecg-1", None))
+    ward.carry(ward.agent.begin_session(ward.cluster.now_ns))
+    ward.cluster.run(lambda: not chain_alarm(ward)[0], 30)
+    assert chain_alarm(ward) == (False, "", 1)
+    ward.cluster.run(lambda: ward.status()["devices"][0]["alarm"] is None, 30)
+
+
+def test_forged_sessions_are_an_alarm_from_the_third_and_at_most_one_in_a_while(ward: Ward) -> None:
+    assert ward.agent is not None
+    ward.live(1)
+    (frame,) = ward.agent.begin_session(ward.cluster.now_ns)
+    false = frame[1][:-1] + bytes([frame[1][-1] ^ 1])
+    for _ in range(2):
+        ward.cluster.answer("node-1", DeviceFrame("ecg-1", "session", false))
+    ward.cluster.run(lambda: False, 1)
+    assert chain_alarm(ward) == (False, "", 0)
+    ward.cluster.answer("node-1", DeviceFrame("ecg-1", "session", false))
+    ward.carry([frame])  # the device itself, before the alarm is on the chain
+    ward.cluster.run(lambda: chain_alarm(ward)[2] == 1 and not chain_alarm(ward)[0], 30)
+    for _ in range(50):
+        ward.cluster.answer("node-1", DeviceFrame("ecg-1", "session", false))
+    ward.cluster.run(lambda: False, 1)
+    assert chain_alarm(ward) == (False, "", 1)  # too soon after the last one
+
+
+def test_readings_are_shown_after_a_restart(ward: Ward) -> None:
+    assert ward.agent is not None
+    ward.live(1)
+    for value in range(5):
+        ward.carry(ward.agent.publish(json.dumps({"bpm": value}).encode(), ward.cluster.now_ns))
+    ward.cluster.crash("node-1")
+    ward.cluster.start("node-1")
+    answer = ward.cluster.answer("node-1", GetReadings("ecg-1", 3))
+    assert isinstance(answer, DocumentAnswer)
+    assert [each["reading"]["bpm"] for each in answer.document["readings"]] == [2, 3, 4]
+    assert ward.cluster.answer("node-1", GetReadings("nobody", 3)).status == 404
