@@ -1,9 +1,9 @@
 """Makes a connection with a peer slower or worse than the network under it, for load tests: off by default.
 
-Decides when bytes that are about to be written leave: delay, jitter, bandwidth, loss, and a cut. It works on the
-stream above TLS, at the sender, one direction at a time; shape both ends for both directions. A stream loses nothing, so
-*loss* is what TCP makes of it: with probability `loss` per segment of 1,460 bytes, the segment and everything behind it
-waits for a retransmission. A *cut* holds everything: what was written leaves when the cut is healed, unless the
+Decides when bytes that are about to be written leave: delay, jitter, bandwidth, loss, and a cut. It works on the stream
+above TLS, at the sender, one direction at a time; shape both ends for both directions. A stream loses nothing, so
+*loss* is what TCP makes of it: with probability `loss` per segment of 1,460 bytes, the segment and all that is behind
+it wait for a retransmission. A *cut* holds everything: what was written leaves when the cut is healed, unless the
 connection was given up for its silence before, as on a real network.
 """
 
