@@ -1,4 +1,4 @@
-"""The main job, shown from outside: four daemons, two applications, one eavesdropper. `make demo` runs it.
+"""The main job, shown from outside: four daemons, two applications, an eavesdropper, five devices. `make demo` runs it.
 
 Everything here is done as a user would do it: the cluster is made and started by the commands, the applications fetch
 their keys over HTTPS as any ETSI 014 client does, and every claim of the summary is checked against what the nodes
@@ -11,6 +11,7 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -23,8 +24,11 @@ from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from qnode.api import broker
 from qnode.client import CallFailed, NodeClient
 from qnode.cluster import OPERATOR, Cluster, ClusterError
+from qnode.commands import device_demo
+from qnode.initialise import free_ports
 
 NODES: Final = 4
 MASTER: Final = ("node-1", "sae-1-a")
@@ -34,6 +38,10 @@ STEP_TIMEOUT_S: Final = 60.0
 """A step of the demo takes a few seconds; a machine that needs a minute is stuck, and the demo says where."""
 POLL_S: Final = 0.1
 """How often a condition is looked at from outside; the daemons themselves poll nothing."""
+
+
+DEVICE_SESSIONS: Final = 3
+"""Keys per device, for the medians of the table."""
 
 
 class DemoFailed(Exception):
@@ -98,6 +106,8 @@ class Demo:
         self.payload = payload
         self.report: dict[str, Any] = {}
         self.key_ids: list[str] = []
+        self.broker: broker.Broker | None = None
+        self.devices: DevicesBeside | None = None
 
     def steps(self) -> list[tuple[str, Callable[[], str]]]:
         return [
@@ -109,18 +119,27 @@ class Demo:
             ("an eavesdropper taps link-1-2", self.attack),
             ("keys take the way around", self.deliver_around),
             ("the eavesdropper leaves", self.recover),
+            ("five devices, meanwhile, over MQTT", self.join_devices),
             ("compare the chain at all nodes", self.compare),
             ("stop; re-execute the chain offline", self.verify),
         ]
 
     def initialise(self) -> str:
         qnode("init", str(self.cluster.directory), "--nodes", str(NODES), "--topology", "ring")
-        return f"{self.cluster.directory}"
+        kind = broker.available()
+        (port,) = free_ports(device_demo.HOST, 1, None)
+        home = broker.attach(self.cluster.directory, device_demo.NODE, self.names, device_demo.HOST, port, ())
+        self.broker = broker.Broker(home, device_demo.HOST, port, kind)
+        self.broker.start()
+        self.devices = DevicesBeside(self.cluster.directory, port)
+        return f"{self.cluster.directory}, and a broker for devices ({kind})"
 
     def start(self) -> str:
         begun = time.monotonic()
         qnode("cluster", "up", str(self.cluster.directory))
         self.report["start_s"] = round(time.monotonic() - begun, 2)
+        assert self.devices is not None, "the steps have an order"
+        self.devices.start()
         return f"{self.report['start_s']} s"
 
     def make_keys(self) -> str:
@@ -189,6 +208,16 @@ class Demo:
         self.report["attack"]["recovery_s"] = round(time.monotonic() - begun, 2)
         return f"QBER {self._link()['qber']:.1%}, a new block cleared the alarm"
 
+    def join_devices(self) -> str:
+        """Wait for what the devices did beside the other steps."""
+        assert self.devices is not None and self.broker is not None, "the steps have an order"
+        self.report["devices"] = {"broker": self.broker.kind} | self.devices.result()
+        seen = self.report["devices"]
+        return (
+            f"{len(seen['table'])} enrolled; {seen['readings']['received']} readings, none missing; one attacked "
+            f"(QBER {seen['attack']['qber']:.0%}, alarm), one replayed (refused), one revoked (cut off)"
+        )
+
     def compare(self) -> str:
         """Find a height that every node has reported, and compare what they say of it."""
         roots: dict[int, dict[str, str]] = {}
@@ -226,6 +255,10 @@ class Demo:
         return f"valid at all nodes, heights {', '.join(str(height) for height in heights.values())}"
 
     # ---- pieces
+
+    @property
+    def names(self) -> list[str]:
+        return self.cluster.names
 
     def _deliver_file(self) -> list[str]:
         """A encrypts the file with a key of its node, B decrypts it with the same key of its own; return the path."""
@@ -303,6 +336,39 @@ class Demo:
         self.report["keys_delivered"] = len(self.key_ids)
 
 
+class DevicesBeside:
+    """The demo of devices on the demo's own cluster, in a thread, while the other steps wait for light and blocks."""
+
+    def __init__(self, directory: Path, port: int) -> None:
+        self._place = directory, port
+        self._thread = threading.Thread(target=self._run, name="devices", daemon=True)
+        self._said: dict[str, str] = {}
+        self._demo: device_demo.DeviceDemo | None = None
+        self._failure: str | None = "not begun"
+
+    def start(self) -> None:
+        """Begin; the cluster runs."""
+        self._thread.start()
+
+    def result(self) -> dict[str, Any]:
+        """Wait for the end; return what was seen. Raises DemoFailed."""
+        self._thread.join(STEP_TIMEOUT_S)
+        if self._thread.is_alive():
+            raise DemoFailed(f"the devices did not end; they did: {', '.join(self._said) or 'nothing'}")
+        if self._failure is not None or self._demo is None:
+            raise DemoFailed(f"devices: {self._failure}")
+        return {**self._demo.report, "steps": self._said}
+
+    def _run(self) -> None:
+        try:
+            directory, port = self._place
+            demo = device_demo.DeviceDemo(directory, Cluster.open(directory), port, DEVICE_SESSIONS)
+            self._failure = demo.run(self._said.__setitem__)
+            self._demo = demo
+        except Exception as error:  # whatever ends a thread must reach the one who waits for it
+            self._failure = repr(error)
+
+
 def _decoded(key: str) -> bytes:
     return base64.b64decode(key, validate=True)
 
@@ -322,6 +388,7 @@ def _show(report: dict[str, Any], console: Console) -> None:
             rate,
         )
     console.print(table)
+    device_demo.show(report["devices"], console)
     attack, chain = report["attack"], report["chain"]
     console.print(
         f"Keys delivered     {report['keys_delivered']}, over {' – '.join(report['path'])}; "
@@ -338,11 +405,13 @@ def _show(report: dict[str, Any], console: Console) -> None:
 
 
 @contextmanager
-def _cleaned_up(cluster: Nodes) -> Iterator[None]:
-    """Stop the daemons however the demo ends."""
+def _cleaned_up(cluster: Nodes, demo: Demo) -> Iterator[None]:
+    """Stop the daemons and the broker however the demo ends."""
     try:
         yield
     finally:
+        if demo.broker is not None:
+            demo.broker.stop()
         if (cluster.directory / "genesis.json").exists():
             subprocess.run(
                 [sys.executable, "-m", "qnode", "cluster", "down", str(cluster.directory)], capture_output=True
@@ -359,12 +428,12 @@ def run(directory: Path, report_path: Path, payload: Path) -> bool:
     begun = time.monotonic()
     failure = None
     columns = (SpinnerColumn(finished_text="✓"), TextColumn("{task.description}"), TimeElapsedColumn())
-    with _cleaned_up(cluster), Progress(*columns, console=console) as progress:
+    with _cleaned_up(cluster, demo), Progress(*columns, console=console) as progress:
         for title, step in demo.steps():
             task = progress.add_task(title, total=1)
             try:
                 said = step()
-            except (DemoFailed, CallFailed, ClusterError, subprocess.TimeoutExpired) as error:
+            except (DemoFailed, CallFailed, ClusterError, broker.BrokerError, subprocess.TimeoutExpired) as error:
                 failure = f"{title}: {error}"
                 progress.update(task, description=f"[red]✗ {title}: {error}")
                 break

@@ -124,12 +124,10 @@ class MqttDoor:
         delay_s = RECONNECT_S[0]
         while True:
             try:
-                async with self._dialler.client() as client:
+                async with self._dialler.connected() as client:
                     delay_s = RECONNECT_S[0]
                     await self._serve(client)
             except (aiomqtt.MqttError, OSError) as error:
-                if self._dialler.failed(error):
-                    continue
                 self._log.warning("broker not reached", host=self._settings.broker_host, reason=str(error))
             await asyncio.sleep(delay_s)
             delay_s = min(2 * delay_s, RECONNECT_S[1])

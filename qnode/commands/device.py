@@ -265,8 +265,9 @@ def attack(directory: Path, node_id: str, device_id: str, kind: str, off: bool) 
 @device.command()
 @click.option("--directory", type=click.Path(path_type=Path), default=Path(".demo/devices"), show_default=True)
 @click.option("--report", type=click.Path(dir_okay=False, path_type=Path), help="Write what was seen as JSON.")
-def demo(directory: Path, report: Path | None) -> None:
-    """Show five devices from enrolment to revocation, and the paper's table 1 measured. Needs mosquitto."""
+@click.option("--broker", type=click.Choice(["mosquitto", "embedded"]), help="Mosquitto without it, if installed.")
+def demo(directory: Path, report: Path | None, broker: Any) -> None:
+    """Show five devices from enrolment to revocation, and the paper's table 1 measured."""
     from qnode.commands.device_demo import run as run_demo
 
-    sys.exit(0 if run_demo(directory, report) else 1)
+    sys.exit(0 if run_demo(directory, report, broker) else 1)

@@ -1,8 +1,8 @@
-"""`qnode device demo`: five devices of the paper's table 1 from enrolment to revocation, measured (row S4-T1).
+"""Five devices of the paper's table 1 from enrolment to revocation, measured (row S4-T1): a part of `make demo`.
 
-Four daemons, a Mosquitto with TLS, five devices with other batteries: they enrol, make keys, send a minute of data at
-speed, renew their keys; one is eavesdropped on, one is replayed, one is revoked on the chain. Every claim is checked
-against what the node says; the demo fails unless all of it happened.
+`qnode device demo` shows them alone. Four daemons, a broker with TLS, five devices with other batteries: they enrol,
+make keys, send a minute of data at speed, renew their keys; one is eavesdropped on, one is replayed, one is revoked on
+the chain. Every claim is checked against what the node says; the demo fails unless all of it happened.
 """
 
 import asyncio
@@ -24,11 +24,14 @@ from rich.table import Table
 
 from qnode import cluster as clusters
 from qnode.api import broker
+from qnode.api.broker import BrokerKind
+from qnode.client import CallFailed
 from qnode.cluster import OPERATOR, Cluster
 from qnode.commands.device import write_enrolment
+from qnode.device.dialling import Dialler
 from qnode.device.process import DeviceProcess, DeviceRefused, Pace, cycled, end_task
 from qnode.device.readings import recorded, shipped
-from qnode.device.store import Configuration
+from qnode.device.store import Configuration, DeviceError
 from qnode.initialise import Plan, free_ports, initialise, read_topology
 from qnode.io.entropy import OperatingSystemEntropy
 
@@ -41,6 +44,8 @@ READINGS: Final = 240
 SPEED_UP: Final = 20.0
 SESSIONS: Final = 5
 """Keys per device for the table, whose times are medians."""
+Tell = Callable[[str, str], object]
+"""Who hears of a step that happened: its title, and what was seen."""
 
 
 @dataclass(frozen=True)
@@ -77,6 +82,7 @@ class DeviceDemo:
     directory: Path
     cluster: Cluster
     port: int
+    sessions: int = SESSIONS
     report: dict[str, Any] = field(default_factory=dict)
     processes: dict[str, DeviceProcess] = field(default_factory=dict)
     tasks: dict[str, "asyncio.Task[None]"] = field(default_factory=dict)
@@ -84,12 +90,33 @@ class DeviceDemo:
     def steps(self) -> list[tuple[str, Callable[[], Awaitable[str]]]]:
         return [
             ("five devices enrol", self.enrol),
-            (f"each makes {SESSIONS} keys", self.make_keys),
+            (f"each makes {self.sessions} keys", self.make_keys),
             (f"each sends {READINGS} readings", self.send),
             (f"an eavesdropper on {EAVESDROPPED}", self.attack),
             (f"a replay of {REPLAYED}", self.replay),
             (f"{REVOKED} is revoked on the chain", self.revoke),
         ]
+
+    def run(self, tell: Tell) -> str | None:
+        """Do all steps in an event loop of their own; return what failed, if anything."""
+        return asyncio.run(self._run(tell))
+
+    async def _run(self, tell: Tell) -> str | None:
+        begun = time.monotonic()
+        self.report["sessions_per_device"] = self.sessions
+        try:
+            for title, step in self.steps():
+                try:
+                    said = await step()
+                except (DemoFailed, DeviceRefused, DeviceError, CallFailed, TimeoutError, aiomqtt.MqttError) as error:
+                    return f"{title}: {error!r}"
+                self.report.setdefault("step_s", {})[title] = round(time.monotonic() - begun, 2)
+                tell(title, said)
+            self.report["total_s"] = round(time.monotonic() - begun, 2)
+            return None
+        finally:
+            for task in self.tasks.values():
+                await end_task(task)
 
     # ---- steps
 
@@ -120,12 +147,12 @@ class DeviceDemo:
             agent = process.agent
             assert agent is not None
             before = await self._device(row.device_id)
-            while len(sessions) < SESSIONS:
+            while len(sessions) < self.sessions:
                 if await process.renew_key():
                     sessions.append(agent.figures.last_session)
             await self._end(row.device_id)
             after = await self._device(row.device_id)
-            if after["keys"] - before["keys"] < SESSIONS or after["key_id"] == before["key_id"]:
+            if after["keys"] - before["keys"] < self.sessions or after["key_id"] == before["key_id"]:
                 raise DemoFailed(f"{row.device_id} made {after['keys'] - before['keys']} keys by the node's count")
             self._tabulate(row, sessions)
         return "every key confirmed by challenge and response at both ends, old ones wiped"
@@ -161,12 +188,21 @@ class DeviceDemo:
         seen = await self._device(EAVESDROPPED)
         if seen["attacked"] != before["attacked"] + 1 or seen["keys"] != before["keys"] or seen["last_qber"] < 0.15:
             raise DemoFailed(f"the node says {seen}")
+        await self._until("the alarm on the chain", lambda: self._alarm_is("qber"))
         await self._call("DELETE", f"/admin/v1/devices/{EAVESDROPPED}/attack")
         await self._until_key(process)
+        await self._until("the alarm cleared on the chain", lambda: self._alarm_is(None))
         await self._end(EAVESDROPPED)
         after = await self._device(EAVESDROPPED)
-        self.report["attack"] = {"qber": seen["last_qber"], "qber_after": after["last_qber"]}
-        return f"QBER {seen['last_qber']:.1%}, session aborted, no key; without her {after['last_qber']:.1%}, a key"
+        self.report["attack"] = {
+            "qber": seen["last_qber"],
+            "qber_after": after["last_qber"],
+            "alarms_on_chain": after["alarms_raised"],
+        }
+        return (
+            f"QBER {seen['last_qber']:.1%}, session aborted, no key, alarm on the chain; "
+            f"without her {after['last_qber']:.1%}, a key, alarm cleared"
+        )
 
     async def replay(self) -> str:
         """Say a true frame of a device twice more, under its own certificate: the worst replayer."""
@@ -180,9 +216,7 @@ class DeviceDemo:
         context = ssl.create_default_context(cafile=str(self.directory / "broker" / "ca.crt"))
         home = self.directory / "devices" / REPLAYED
         context.load_cert_chain(home / "device.crt", home / "device.key")
-        async with aiomqtt.Client(
-            HOST, self.port, protocol=aiomqtt.ProtocolVersion.V5, tls_context=context, identifier="replayer"
-        ) as client:
+        async with Dialler(HOST, self.port, "replayer", context).connected() as client:
             for frame in (frames[0], frames[0]):
                 await client.publish(f"qnode/{NODE}/device/{REPLAYED}/up/data", frame, qos=1)
 
@@ -209,18 +243,37 @@ class DeviceDemo:
         while agent.figures.refusals == refusals and not self.tasks[REVOKED].done():
             await asyncio.wait((self.tasks[REVOKED],), timeout=0.005)
         cut_ms = (time.monotonic() - begun) * 1000
+        answered = agent.figures.receipts
         try:
             await asyncio.wait_for(self.tasks[REVOKED], STEP_TIMEOUT_S)
         except DeviceRefused:
             pass
         else:
             raise DemoFailed("the revoked device went on")
+        if agent.figures.receipts != answered:
+            raise DemoFailed(f"{agent.figures.receipts - answered} readings were taken after the first was refused")
         if REVOKED in await self._devices():
             raise DemoFailed("the node still holds the revoked device's keys")
-        self.report["revocation_ms"] = round(cut_ms, 1)
-        return f"its readings are refused {cut_ms:.0f} ms after the order, once the block is final; its keys destroyed"
+        height = await self._revoked_at()
+        self.report["revocation"] = {"cut_off_ms": round(cut_ms, 1), "height": height}
+        return f"in block {height}: its readings are refused {cut_ms:.0f} ms after the order, its keys destroyed"
 
     # ---- pieces
+
+    async def _alarm_is(self, reason: str | None) -> bool:
+        return bool((await self._device(EAVESDROPPED))["alarm"] == reason)
+
+    async def _revoked_at(self) -> int:
+        """Return the height of the block that revoked the device."""
+        height = 1
+        while blocks := (await self._call("GET", f"/admin/v1/ledger/blocks?from={height}&count=200"))["blocks"]:
+            for block in blocks:
+                if any(
+                    tx.get("device_id") == REVOKED and tx["kind"] == "DeviceRevoked" for tx in block["transactions"]
+                ):
+                    return int(block["height"])
+            height = blocks[-1]["height"] + 1
+        raise DemoFailed("no block has the revocation")
 
     def _tabulate(self, row: Row, sessions: list[dict[str, Any]]) -> None:
         """Enter the medians of a device's sessions."""
@@ -282,10 +335,10 @@ class DeviceDemo:
         return (await self._devices())[device_id]
 
 
-def run(directory: Path, report_path: Path | None) -> bool:
+def run(directory: Path, report_path: Path | None, kind: BrokerKind | None = None) -> bool:
     """Run the demo in `directory` (made anew); say whether everything happened. Raises BrokerError."""
     console = Console(stderr=True)
-    broker.find_mosquitto()
+    kind = kind or broker.available()
     shutil.rmtree(directory, ignore_errors=True)
     plan = Plan(read_topology("ring", 4), profile="lab", log_level="info")
     initialise(directory, plan, OperatingSystemEntropy(), datetime.datetime.now(datetime.UTC))
@@ -293,40 +346,27 @@ def run(directory: Path, report_path: Path | None) -> bool:
     nodes = [member.settings.node_id for member in Cluster.open(directory).members]
     home = broker.attach(directory, NODE, nodes, HOST, port, ())
     cluster = Cluster.open(directory)
-    with broker.Broker(home, HOST, port):
+    with broker.Broker(home, HOST, port, kind):
         try:
             clusters.up(cluster, timeout_s=60)
             demo = DeviceDemo(directory, cluster, port)
-            failure = asyncio.run(_run(demo, console))
+            failure = demo.run(lambda title, said: console.print(f"✓ {title} [dim]{said}"))
         finally:
             clusters.down(cluster, timeout_s=20)
-    demo.report |= {"succeeded": failure is None, "failure": failure}
+    demo.report |= {"broker": kind, "succeeded": failure is None, "failure": failure}
     if report_path is not None:
         report_path.write_text(json.dumps(demo.report, indent=2) + "\n", "utf-8")
     if failure is not None:
         console.print(f"[red]The demo of devices failed: {failure}\nThe nodes' logs are in {directory}")
         return False
-    _show(demo.report, console)
+    show(demo.report, console)
     return True
 
 
-async def _run(demo: DeviceDemo, console: Console) -> str | None:
-    begun = time.monotonic()
-    for title, step in demo.steps():
-        try:
-            said = await step()
-        except (DemoFailed, DeviceRefused, TimeoutError, aiomqtt.MqttError) as error:
-            console.print(f"[red]✗[/] {title}: {error!r}")
-            return f"{title}: {error!r}"
-        console.print(f"✓ {title} [dim]{said}")
-    demo.report["total_s"] = round(time.monotonic() - begun, 2)
-    for task in demo.tasks.values():
-        await end_task(task)
-    return None
-
-
-def _show(report: dict[str, Any], console: Console) -> None:
-    table = Table(title="Sessions (median of 5), the paper's table 1 in brackets", title_justify="left")
+def show(report: dict[str, Any], console: Console) -> None:
+    """Print the table, the paper's beside it."""
+    title = f"Devices: sessions (median of {report['sessions_per_device']}), the paper's table 1 in brackets"
+    table = Table(title=title, title_justify="left")
     for heading in ("device", "time, s", "energy, J (model)", "raw bits", "secret bits", "final key", "QBER"):
         table.add_column(heading, justify="left" if heading == "device" else "right")
     for row in report["table"]:

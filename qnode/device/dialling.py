@@ -1,6 +1,6 @@
 """How a broker is dialled: MQTT 5 where it is spoken, 3.1.1 otherwise (row S4-1.1). Shell; nodes and devices alike.
 
-Every series of dials begins with MQTT 5. A broker that answers "unsupported protocol version" is dialled again at once
+Every dial begins with MQTT 5. A broker that answers "unsupported protocol version" is dialled again at once
 in 3.1.1. Of MQTT 5 only the session's expiry is used; under 3.1.1 the broker's own setting takes its place. Everything
 else that might be asked of MQTT 5 (reasons of refusals, duplicates, order) is in our own messages, because no broker is
 trusted with it.
@@ -8,6 +8,8 @@ trusted with it.
 
 import socket
 import ssl
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any, Final
 
 import aiomqtt
@@ -27,7 +29,7 @@ _UNSUPPORTED_VERSION: Final = 132
 
 
 class Dialler:
-    """Makes the connections of one client to one broker; `client()` for each, `failed()` when it did not last."""
+    """Makes the connections of one client to one broker: `async with dialler.connected() as client`."""
 
     def __init__(
         self, host: str, port: int, identifier: str, tls: ssl.SSLContext | None, will: aiomqtt.Will | None = None
@@ -39,7 +41,7 @@ class Dialler:
         self.version = aiomqtt.ProtocolVersion.V5
 
     def client(self) -> aiomqtt.Client:
-        """Return a client that has not connected yet, with a session that outlives its connection."""
+        """Return a client that has not connected yet; its session outlives its connection."""
         host, port = self._address
         dialect: dict[str, Any] = {"clean_session": False}
         if self.version is aiomqtt.ProtocolVersion.V5:
@@ -58,11 +60,19 @@ class Dialler:
             **dialect,
         )
 
-    def failed(self, error: BaseException) -> bool:
-        """Take note that a connection was refused or lost; say whether to dial again at once, in the older version."""
-        older = self.version is aiomqtt.ProtocolVersion.V5 and is_unsupported_version(error)
-        self.version = aiomqtt.ProtocolVersion.V311 if older else aiomqtt.ProtocolVersion.V5
-        return older
+    @asynccontextmanager
+    async def connected(self) -> AsyncIterator[aiomqtt.Client]:
+        """Connect, in the older version if the broker asks for it. Raises MqttError and OSError."""
+        async with AsyncExitStack() as stack:
+            self.version = aiomqtt.ProtocolVersion.V5
+            try:
+                client = await stack.enter_async_context(self.client())
+            except aiomqtt.MqttError as error:
+                if not is_unsupported_version(error):
+                    raise
+                self.version = aiomqtt.ProtocolVersion.V311
+                client = await stack.enter_async_context(self.client())
+            yield client
 
 
 def is_unsupported_version(error: BaseException) -> bool:

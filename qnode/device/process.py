@@ -203,13 +203,11 @@ class DeviceProcess:
         delay_s = RECONNECT_S[0]
         while True:
             try:
-                async with self._dialler.client() as client:
+                async with self._dialler.connected() as client:
                     delay_s = RECONNECT_S[0]
                     await self._hear(client)
-            except (aiomqtt.MqttError, OSError) as error:
-                if self._dialler.failed(error):
-                    continue
-                # the broker is away; nothing is lost, all of it is said again
+            except (aiomqtt.MqttError, OSError):
+                pass  # the broker is away; nothing is lost, all of it is said again
             finally:
                 self._client = None
                 self.connected.clear()

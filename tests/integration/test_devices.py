@@ -183,12 +183,14 @@ async def test_a_device_without_its_broker_says_so(here: Ward, tmp_path: Path, m
         await DeviceProcess(Configuration.read(tmp_path / "d")).run(key_only=True)
 
 
-def test_the_demo_of_devices_succeeds(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "qnode", "device", "demo"]
+@pytest.mark.parametrize("kind", [MOSQUITTO, "embedded"])
+def test_the_demo_of_devices_succeeds(tmp_path: Path, kind: str) -> None:
+    command = [sys.executable, "-m", "qnode", "device", "demo", "--broker", kind]
     options = ["--directory", str(tmp_path / "demo"), "--report", str(tmp_path / "report.json")]
     done = subprocess.run([*command, *options], capture_output=True, text=True, timeout=100)
     assert done.returncode == 0, done.stderr
     report = json.loads((tmp_path / "report.json").read_text())
     assert report["succeeded"] and len(report["table"]) == 5 and report["attack"]["qber"] > 0.15
+    assert report["broker"] == kind and report["attack"]["alarms_on_chain"] == 1 and report["revocation"]["height"] > 0
     for row in report["table"]:
         assert row["raw_bits"] == row["paper"]["raw_bits"] and 256 <= row["key_bits"] <= row["secret_bits"] - 128
