@@ -10,24 +10,35 @@ import math
 import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any, Final, Self, TypeVar
 
 from ledger.chain import Chain
 from ledger.encoding import MalformedEncoding, pack, unpack, unpack_array
 from ledger.execution import Rules, execute_proven
 from ledger.genesis import Genesis
+from ledger.light import LightClient, ProofError
 from ledger.merkle import TrieProof, trie_check
 from ledger.proofs import (
     Anchor,
-    ProofError,
     TransactionProof,
     prove_transaction,
     tip_anchor,
 )
-from ledger.set_change import trie_from_members, trie_members
-from ledger.signatures import Ed25519Verifier, Verifier
-from ledger.state import SaeState, State, delivery_key, key_block_key, key_block_value, link_key, sae_key
+from ledger.set_change import SetChange, trie_from_members, trie_members
+from ledger.signatures import Verifier
+from ledger.state import (
+    KeyState,
+    NodeState,
+    SaeState,
+    State,
+    delivery_key,
+    key_block_key,
+    key_block_value,
+    link_key,
+    public_key_key,
+    sae_key,
+)
 from ledger.transactions import (
     KeyBlockRecorded,
     KeyDelivered,
@@ -37,8 +48,11 @@ from ledger.transactions import (
 )
 
 Record = TypeVar("Record", KeyBlockRecorded, KeyDelivered)
-FORMAT: Final = "qnode delivery proof 1"
-_MEMBERS: Final = ("format", "chain_id", "genesis", "key_id", "delivery", "key_blocks", "anchor", "entries")
+FORMAT: Final = "qnode delivery proof 2"
+_MEMBERS: Final = (
+    *("format", "chain_id", "genesis", "key_id", "delivery", "key_blocks", "anchor", "entries"),
+    *("set_changes", "node_keys"),
+)
 
 
 class UnknownKey(ProofError):
@@ -60,12 +74,18 @@ class CheckFailed(ProofError):
 
 @dataclass(frozen=True, slots=True)
 class DeliveryProof:
-    """Everything a checker needs. `key_blocks` in the order in which the hops first name them, `entries` by name."""
+    """Everything a checker needs. `key_blocks` in the order in which the hops first name them, `entries` by name.
+
+    `set_changes` lead from the genesis' validators to those of the anchor; `node_keys` prove, under the anchor, each
+    key of the delivery's nodes that came after the genesis or went.
+    """
 
     delivery: TransactionProof
     key_blocks: tuple[TransactionProof, ...]
     anchor: Anchor
     entries: Mapping[str, TrieProof]
+    set_changes: tuple[SetChange, ...] = ()
+    node_keys: Mapping[bytes, TrieProof] = field(default_factory=dict)
 
     def document(self, genesis: Genesis) -> dict[str, Any]:
         """Return the members of proof.json: what it is about in clear, the proofs' canonical bytes in hexadecimal."""
@@ -79,6 +99,8 @@ class DeliveryProof:
             "key_blocks": [_hexadecimal(each.members()) for each in self.key_blocks],
             "anchor": _hexadecimal(self.anchor.members()),
             "entries": {name: _hexadecimal(trie_members(trie)) for name, trie in self.entries.items()},
+            "set_changes": [_hexadecimal(change.members()) for change in self.set_changes],
+            "node_keys": {key.hex(): _hexadecimal(trie_members(trie)) for key, trie in self.node_keys.items()},
         }
 
     @classmethod
@@ -92,6 +114,11 @@ class DeliveryProof:
                 key_blocks=tuple(TransactionProof.from_members(_unpacked(each)) for each in document["key_blocks"]),
                 anchor=Anchor.from_members(_unpacked(document["anchor"])),
                 entries={name: trie_from_members(_unpacked(each)) for name, each in document["entries"].items()},
+                set_changes=tuple(SetChange.from_members(_unpacked(each)) for each in document["set_changes"]),
+                node_keys={
+                    bytes.fromhex(key): trie_from_members(_unpacked(each))
+                    for key, each in document["node_keys"].items()
+                },
             )
         except (ValueError, TypeError, AttributeError) as error:
             raise ProofError(f"a member is not what `qnode ledger prove` writes ({error})") from None
@@ -154,12 +181,26 @@ def prove_delivery(chain: Chain, key_id: bytes) -> DeliveryProof:
         block = state.key_block(*name)
         assert block is not None, "the chain accepts no delivery whose key blocks it does not know"
         key_blocks.append(prove_transaction(chain, block.height, block.transaction_id))
+    nodes = {delivery.sender, *(each.sender for each in key_blocks)}
+    for link in (state.link(hop[0]) for hop in record.hops):
+        nodes.update(() if link is None else (link.transmitter, link.receiver))
+    keys = [key.public_key for node_id in sorted(nodes) for key in state.keys_of(node_id)]
+    anchor = tip_anchor(chain)
+    known = [key for key in keys if _is_member(anchor, key, state.prove(public_key_key(key), previous=True))]
     return DeliveryProof(
         delivery=delivery,
         key_blocks=tuple(key_blocks),
-        anchor=tip_anchor(chain),
+        anchor=anchor,
         entries={name: state.prove(key, previous=True) for name, key in _entry_keys(record).items()},
+        set_changes=tuple(change for change in chain.set_changes() if change.header.height <= chain.height),
+        node_keys={key: state.prove(public_key_key(key), previous=True) for key in known},
     )
+
+
+def _is_member(anchor: Anchor, public_key: bytes, trie: TrieProof) -> bool:
+    """Whether the anchor's state has a key: one that the tip's own block brought is provable one block later."""
+    good, value = trie_check(anchor.header.state_root, public_key_key(public_key), trie)
+    return good and value is not None
 
 
 # ---- checking
@@ -255,19 +296,25 @@ def _checking(name: str, passed: list[str]) -> Iterator[None]:
     passed.append(name)
 
 
-def check_delivery(document: Any, genesis: Genesis, verifier: Verifier | None = None) -> Statement:
+def check_delivery(document: Any, trust: Genesis | LightClient, verifier: Verifier | None = None) -> Statement:
     """Check proof.json with the genesis alone, and return what it says. Raises CheckFailed naming the first that fails.
 
-    About 60 µs a signature: a quorum and three more for every record.
+    With a light client of a trusted height, nothing before that height is believed. About 60 µs a signature: a quorum
+    and three more for every record.
     """
-    checking, passed = verifier or Ed25519Verifier(), list[str]()
+    light, passed = LightClient.of(trust, verifier), list[str]()
+    genesis = light.genesis
     with _checking("format", passed):
         proof = DeliveryProof.from_document(document)
     with _checking("chain", passed):
         if (document["chain_id"], document["genesis"]) != (genesis.chain_id, genesis.digest.hex()):
             raise ProofError("the proof is of another chain; use the genesis of the chain that made it")
+    if proof.set_changes:
+        with _checking("changes of validators", passed):
+            light.follow(proof.set_changes)
+    node_keys = _check_node_keys(proof, light, passed)
     with _checking("delivery", passed):
-        proof.delivery.check(genesis, checking)
+        proof.delivery.check(light)
         record = _decoded(proof.delivery, KeyDelivered)
     with _checking("format", []):
         if json.dumps(document, sort_keys=True) != json.dumps(proof.document(genesis), sort_keys=True):
@@ -279,13 +326,13 @@ def check_delivery(document: Any, genesis: Genesis, verifier: Verifier | None = 
     blocks: dict[tuple[str, int], KeyBlockRecorded] = {}
     for name, each in zip(names, proof.key_blocks, strict=True):
         with _checking(_block_name(*name), passed):
-            each.check(genesis, checking)
+            each.check(light)
             blocks[name] = _decoded(each, KeyBlockRecorded)
             if (blocks[name].link_id, blocks[name].block_number) != name:
                 raise ProofError("the record is of another block")
-    values = _check_entries(proof, record, genesis, checking, passed)
+    values = _check_entries(proof, record, light, passed)
     with _checking("rules of the chain", passed):
-        _check_rules(proof, record, values, Rules.of(genesis, checking), State(genesis))
+        _check_rules(proof, record, values, Rules.of(genesis, light.verifier), _state_with(genesis, node_keys))
     alarmed, ends = _links(record, values, genesis, passed)
     return Statement(
         key_id=str(uuid.UUID(bytes=record.key_id)),
@@ -300,13 +347,36 @@ def check_delivery(document: Any, genesis: Genesis, verifier: Verifier | None = 
     )
 
 
+def _check_node_keys(proof: DeliveryProof, light: LightClient, passed: list[str]) -> list[KeyState]:
+    """Return the keys of nodes that are not simply those of the genesis."""
+    if not proof.node_keys:
+        return []
+    keys: list[KeyState] = []
+    with _checking("node keys", passed):
+        proof.anchor.check(light)
+        keys += [light.learn_key(key, trie, proof.anchor.header) for key, trie in proof.node_keys.items()]
+    return keys
+
+
+def _state_with(genesis: Genesis, keys: list[KeyState]) -> State:
+    """Return the state of the genesis with the nodes' keys as they were proven."""
+    state = State(genesis)
+    for key in sorted(keys, key=lambda each: each.first_height):
+        node = state.node(key.node_id)
+        if node is None:
+            node = NodeState(key.node_id, key.public_key, validator=False, index=state.node_count)
+        state.put_key(key)
+        state.put_node(replace(node, public_key=key.public_key))
+    return state
+
+
 def _check_entries(
-    proof: DeliveryProof, record: KeyDelivered, genesis: Genesis, verifier: Verifier, passed: list[str]
+    proof: DeliveryProof, record: KeyDelivered, light: LightClient, passed: list[str]
 ) -> dict[str, bytes]:
     """Return the values of the state entries under the certified root; those there must be, and no others."""
     keys = _entry_keys(record)
     with _checking("anchor", passed):
-        proof.anchor.check(genesis, verifier)
+        proof.anchor.check(light)
         if set(proof.entries) != set(keys):
             raise ProofError("the state entries are not those of this delivery")
     values: dict[str, bytes] = {}

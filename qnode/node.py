@@ -20,7 +20,7 @@ from ledger.contracts.report import governance_document
 from ledger.delivery_proof import NotYetProvable, UnknownKey, prove_delivery
 from ledger.genesis import Genesis
 from ledger.identity import OwnKeys
-from ledger.proofs import ProofError
+from ledger.light import ProofError
 from ledger.replica import Replica, ReplicaSettings
 from ledger.signatures import Signer, Verifier
 from ledger.state import State

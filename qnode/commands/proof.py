@@ -55,24 +55,48 @@ def prove(key_id: str, directory: Path, node_id: str | None) -> None:
     required=True,
     help="The chain's genesis.json, from a source that you trust: everything is checked against it.",
 )
+@click.option(
+    "--trusted",
+    "trusted_path",
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    help="A trusted.json to start from instead of the genesis: nothing older than its height is believed.",
+)
+@click.option(
+    "--write-trusted",
+    "written_path",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Write the height that the proof ends in, once it holds, as a trusted.json for later checks.",
+)
 @json_option
-def check(proof: IO[bytes], genesis_path: Path, as_json: bool) -> None:
+def check(
+    proof: IO[bytes], genesis_path: Path, trusted_path: Path | None, written_path: Path | None, as_json: bool
+) -> None:
     """Check a PROOF that `qnode ledger prove` wrote. Exit status 0 only when all of it holds.
 
-    Needs no node and no network: each record's block is committed by a quorum of the genesis validators, each block of
-    key is signed by both ends of its link, the links join the path between the nodes of both applications, the chain
-    accepted every record, and no link was under an alarm when the proof was made. PROOF may be - for standard input.
+    Needs no node and no network: each record's block is committed by a quorum of the validators of its height, followed
+    from the genesis or from a trusted height through every change, each block of key is signed by both ends of its
+    link, the links join the path between the nodes of both applications, the chain accepted every record, and no link
+    was under an alarm when the proof was made. PROOF may be - for standard input.
 
     \b
     Example:
       qnode ledger check proof.json --genesis genesis.json
+      qnode ledger check proof.json --genesis genesis.json --trusted trusted.json --write-trusted trusted.json
     """
-    from ledger.delivery_proof import CheckFailed, check_delivery, read_json
+    from ledger.delivery_proof import CheckFailed, DeliveryProof, check_delivery, read_json
     from ledger.genesis import Genesis
+    from ledger.light import LightClient, ProofError, TrustedHeight
+    from qnode.device.store import write_private
 
     genesis = Genesis.from_json(genesis_path.read_text("utf-8", "replace"))
     try:
-        statement = check_delivery(read_json(proof.read().decode("utf-8", "replace")), genesis)
+        trusted = TrustedHeight.from_json(trusted_path.read_text("utf-8", "replace")) if trusted_path else None
+        light = LightClient(genesis, trusted=trusted)
+    except ProofError as error:
+        raise click.UsageError(f"{trusted_path}: {_plain(str(error))}") from None
+    try:
+        document = read_json(proof.read().decode("utf-8", "replace"))
+        statement = check_delivery(document, light)
     except CheckFailed as error:
         if as_json:
             print_json({"ok": False, "failed_check": error.check, "reason": error.reason})
@@ -83,6 +107,9 @@ def check(proof: IO[bytes], genesis_path: Path, as_json: bool) -> None:
         print_json({**statement.document(), "genesis": genesis.digest.hex()})
     else:
         _print_statement(statement, genesis.digest)
+    if written_path is not None:
+        newest = DeliveryProof.from_document(document).anchor.header
+        write_private(written_path, light.trusted_at(newest).to_json().encode())
     if not statement.ok:
         sys.exit(1)
 

@@ -40,10 +40,10 @@ def decide(net: Net, *actions: Action, by: Iterable[str] = ("alpha", "beta", "ga
     proposer, *others = by
     records = [GovernanceProposed(proposer, encode_action(action), 100_000) for action in actions]
     submit(net, proposer, *records)
-    net.pass_time(20 * MS)
+    net.pass_time(1_000 * MS)
     for other in others:
         submit(net, other, *(GovernanceApproved(transaction_id(encode(each)), other) for each in records))
-    net.pass_time(20 * MS)
+    net.pass_time(1_000 * MS)
     for record in records:
         assert reason_of(net, proposer, record) == ""
 

@@ -158,7 +158,7 @@ def test_an_alarm_spoils_the_verdict_and_its_end_restores_it() -> None:
 @pytest.mark.parametrize(
     ("member", "value", "check_name"),
     [
-        ("format", "qnode delivery proof 2", "format"),
+        ("format", "qnode delivery proof 1", "format"),
         ("chain_id", "other", "chain"),
         ("genesis", "00" * 32, "chain"),
         ("key_id", str(uuid.UUID(int=7)), "format"),

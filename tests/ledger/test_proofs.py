@@ -13,7 +13,8 @@ from ledger.chain import StoredBlock
 from ledger.encoding import integer_key, unpack
 from ledger.execution import receipts_root
 from ledger.inputs import TransactionsSubmitted
-from ledger.proofs import ProofError, StateProof, TransactionProof, from_json, prove_entry, prove_transaction, to_json
+from ledger.light import ProofError
+from ledger.proofs import StateProof, TransactionProof, from_json, prove_entry, prove_transaction, to_json
 from ledger.state import delivery_key, key_block_key, key_block_value, link_key
 from ledger.transactions import KeyDelivered, SaeRegistered, encode, transaction_id
 from ledger.votes import Certificate

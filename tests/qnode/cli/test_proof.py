@@ -151,3 +151,15 @@ def test_a_node_that_gives_a_bad_proof_is_not_believed(
 )
 def test_epsilon_is_written_however_small(millibits: int, text: str) -> None:
     assert _epsilon(millibits) == text
+
+
+def test_a_trusted_height_is_written_by_a_good_check_and_believes_nothing_older(tmp_path: Path) -> None:
+    proof, genesis = made(tmp_path)
+    trusted = tmp_path / "trusted.json"
+    result = invoke("check", proof, "--genesis", genesis, "--write-trusted", str(trusted))
+    assert result.exit_code == 0 and json.loads(trusted.read_text())["height"] > 1
+    result = invoke("check", proof, "--genesis", genesis, "--trusted", str(trusted))
+    assert result.exit_code == 1 and "older than the trusted height" in result.output
+    trusted.write_text("{}")
+    result = invoke("check", proof, "--genesis", genesis, "--trusted", str(trusted))
+    assert result.exit_code == 2 and "--write-trusted" in result.output
