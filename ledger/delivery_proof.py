@@ -405,7 +405,8 @@ def _check_rules(
     # the order in which the chain accepts the blocks of one link
     by_number = sorted(proof.key_blocks, key=lambda each: _decoded(each, KeyBlockRecorded).block_number)
     for each in (*by_number, proof.delivery):
-        receipt = execute_proven(state, rules, each.anchor.header.height, each.sender, each.transaction)
+        header = each.anchor.header
+        receipt = execute_proven(state, rules, header.height, header.time_ns, each.sender, each.transaction)
         if not receipt.ok:
             raise ProofError(receipt.reason)
     for name in _named_blocks(record):

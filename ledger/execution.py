@@ -1,7 +1,8 @@
 """The rules of the chain: what each transaction needs, what it changes, and the reason of every refusal.
 
 A pure function of (state, block). A refused transaction stays in its block with a receipt that names the rule; it
-changes nothing (SPEC 5). Carries SEED_MAP S0-B1 and S0-B4; key policies (S0-B3) join here.
+changes nothing (SPEC 5). Carries SEED_MAP S0-B1 and S0-B4; the rules that a
+governance quorum sets (S0-B3) are `ledger.contracts`.
 """
 
 from collections.abc import Callable, Sequence
@@ -10,7 +11,7 @@ from typing import Any, NamedTuple
 
 from ledger.block import VERSIONS, Block
 from ledger.bundle import Bundle
-from ledger.contracts import governance, revocation
+from ledger.contracts import block_rules, delivery_rules, device_rules, governance, revocation
 from ledger.encoding import pack
 from ledger.genesis import Genesis
 from ledger.membership import prove_equivocation, record_keys, rotate_key
@@ -88,7 +89,7 @@ def bundles_fault(state: State, bundles: Sequence[Bundle]) -> str | None:
 def execute(state: State, block: Block, rules: Rules) -> list[Receipt]:
     """Apply a committed block to `state` and return the receipts in block order. About 15 µs a transaction."""
     assert bundles_fault(state, block.bundles) is None, "a committed block was checked before"
-    state.begin(block.height)
+    state.begin(block.height, block.header.time_ns)
     governance.begin_block(state)
     receipts: list[Receipt] = []
     for bundle in block.bundles:
@@ -99,12 +100,12 @@ def execute(state: State, block: Block, rules: Rules) -> list[Receipt]:
     return receipts
 
 
-def execute_proven(state: State, rules: Rules, height: int, sender: str, body: bytes) -> Receipt:
+def execute_proven(state: State, rules: Rules, height: int, time_ns: int, sender: str, body: bytes) -> Receipt:
     """Execute one transaction of a proven block of `height` again, on the part of the state that a proof shows.
 
     For checkers of proofs (SPEC 7.6); `state` is theirs alone.
     """
-    state.height = height
+    state.height, state.time_ns = height, time_ns
     return _execute_one(state, rules, sender, body, leaf_digest(body))
 
 
@@ -140,6 +141,9 @@ def _record_key_block(state: State, rules: Rules, sender: str, record: KeyBlockR
     for node_id, signature in ends:
         if not any(rules.verifier.verify(key, message, signature) for key in record_keys(state, node_id)):
             return f"key_block.signature: not signed by {node_id}"
+    if reason := block_rules.key_block_fault(state, link, record):
+        return reason
+    block_rules.observe_key_block(state, link.link_id)
     state.put_link(
         replace(
             link,
@@ -161,6 +165,7 @@ def _record_key_block(state: State, rules: Rules, sender: str, record: KeyBlockR
             qber_ppm=record.qber_ppm,
             security_millibits=record.security_millibits,
             commitment=record.commitment,
+            time_ns=state.time_ns,
         )
     )
     return None
@@ -183,6 +188,7 @@ def _raise_alarm(state: State, rules: Rules, sender: str, alarm: AlarmRaised, tx
             last_qber_ppm=alarm.qber_ppm,
         )
     )
+    block_rules.observe_alarm(state, link)
     return None
 
 
@@ -201,6 +207,9 @@ def _deliver_key(state: State, rules: Rules, sender: str, delivered: KeyDelivere
         return reason
     if reason := _hops_fault(state, path, delivered.hops, delivered.size_bits):
         return reason
+    if reason := delivery_rules.delivery_fault(state, delivered):
+        return reason
+    delivery_rules.observe_delivery(state, delivered)
     state.put_delivery(delivered.key_id, tx_id)
     return None
 
@@ -253,6 +262,8 @@ def _register_device(state: State, rules: Rules, sender: str, record: DeviceRegi
     message = record.signing_bytes(rules.chain_id, rules.genesis_digest)
     if not rules.verifier.verify(record.public_key, message, record.device_signature):
         return f"device.signature: not signed by {record.device_id}"
+    if reason := device_rules.device_fault(state, record):
+        return reason
     floor = (record.key_bits_min, record.security_millibits_min)
     state.put_device(DeviceState(record.device_id, sender, record.public_key, *floor))
     return None

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 from ledger.block import FIRST_VERSION
-from ledger.contracts.entries import ENTRIES, Entry
+from ledger.contracts.entries import ENTRIES, Entry, LinkWatch, Revocation
 from ledger.encoding import (
     MalformedEncoding,
     as_array,
@@ -28,6 +28,7 @@ from ledger.merkle import Node, TrieProof, trie_prove, trie_root, trie_update
 from ledger.validators import SETS_KEY, Validators, choose_committee, sets_from_value, sets_value
 
 _Entry = TypeVar("_Entry")
+_Derived = TypeVar("_Derived")
 AnyEntry = TypeVar("AnyEntry", bound=Entry)
 
 
@@ -140,6 +141,7 @@ class KeyBlockState:
     qber_ppm: int
     security_millibits: int
     commitment: bytes
+    time_ns: int  # of the block of `height`
 
 
 # ---- keys of entries; the first byte is the kind
@@ -223,6 +225,9 @@ class State:
         self._versions: list[tuple[int, int]] = []
         self._keys: dict[bytes, KeyState] = {}
         self._keys_of: dict[str, list[bytes]] = {}
+        self._derived: dict[Any, Any] = {}
+        self.routes: dict[Any, int] = {}  # what `contracts.routes` found, while the links are as they are
+        self.time_ns = 0
         self._changes: dict[bytes, bytes | None] = {}
         self._trie: Node | None = None
         self._previous_trie: Node | None = None
@@ -318,6 +323,20 @@ class State:
             found = self._sorted_entries[kind] = tuple(entries[key] for key in sorted(entries))
         return found  # type: ignore[return-value]
 
+    def derived(self, kind: type[AnyEntry], build: Callable[[tuple[AnyEntry, ...]], _Derived]) -> _Derived:
+        """Return `build`, a plain function, of all entries of a kind: computed once until one of them changes."""
+        found = self._derived.get((kind, build))
+        if found is None:
+            found = self._derived[kind, build] = build(self.entries(kind))
+        return found
+
+    def _changed(self, kind: type[Entry]) -> None:
+        self._sorted_entries.pop(kind, None)
+        for key in [key for key in self._derived if key[0] is kind]:
+            del self._derived[key]
+        if kind in (LinkWatch, Revocation):
+            self.routes.clear()
+
     def counts(self) -> dict[str, int]:
         """Return how many entries of each kind there are."""
         return {
@@ -385,6 +404,7 @@ class State:
         self._nodes[node.node_id] = node
         if known is None or (known.public_key, known.revoked) != (node.public_key, node.revoked):
             self.changed_nodes.append(node.node_id)
+            self.routes.clear()
         if known is None or (known.may_vote, known.vote_key) != (node.may_vote, node.vote_key):
             self._membership_changed = True
         value = (node.node_id, node.public_key, int(node.validator), node.sequence, node.index)
@@ -407,6 +427,9 @@ class State:
 
     def put_link(self, link: LinkState) -> None:
         """Set a link's entry."""
+        before = self._links.get(link.link_id)
+        if before is None or before.alarmed != link.alarmed:
+            self.routes.clear()
         self._links[link.link_id] = link
         self._changes[link_key(link.link_id)] = pack(
             (
@@ -459,7 +482,7 @@ class State:
         """Set an entry of contracts."""
         key = entry.key
         self._entries.setdefault(type(entry), {})[key] = entry
-        self._sorted_entries.pop(type(entry), None)
+        self._changed(type(entry))
         self._changes[key] = entry.value
 
     def remove_entry(self, entry: Entry) -> None:
@@ -469,14 +492,15 @@ class State:
         del entries[key]
         if not entries:
             del self._entries[type(entry)]
-        self._sorted_entries.pop(type(entry), None)
+        self._changed(type(entry))
         self._changes[key] = None
 
-    def begin(self, height: int) -> None:
-        """Start on the block of `height`, which must be the next."""
+    def begin(self, height: int, time_ns: int = 0) -> None:
+        """Start on the block of `height`, which must be the next, with the time of its header."""
         assert height == self.height + 1 and not self._changes, (height, self.height)
         self.changed_nodes = []
         self.height = height
+        self.time_ns = time_ns
 
     def finish(self, block_digest: bytes, receipts_root: bytes) -> None:
         """Choose the validators of the height after the next, and fold the changes of the block into the trie."""
@@ -503,7 +527,7 @@ def key_block_value(block: KeyBlockState) -> bytes:
     return pack(
         (
             *(block.link_id, block.block_number, block.height, block.transaction_id, block.secret_bits),
-            *(block.qber_ppm, block.security_millibits, block.commitment),
+            *(block.qber_ppm, block.security_millibits, block.commitment, block.time_ns),
         )
     )
 
@@ -603,7 +627,7 @@ def _restore_device(state: State, key: bytes, value: bytes) -> None:
 
 
 def _restore_key_block(state: State, key: bytes, value: bytes) -> None:
-    state.put_key_block(KeyBlockState(*unpack_array(value, 8)))
+    state.put_key_block(KeyBlockState(*unpack_array(value, 9)))
 
 
 def _restore_delivery(state: State, key: bytes, value: bytes) -> None:

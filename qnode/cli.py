@@ -24,6 +24,7 @@ COMMANDS: Final = {
     "keys": "qnode.commands.keys:keys",
     "ledger": "qnode.commands.ledger:ledger",
     "governance": "qnode.commands.governance:governance",
+    "policy": "qnode.commands.policy:policy",
     "link": "qnode.commands.link:link",
     "device": "qnode.commands.device:device",
     "mqtt": "qnode.commands.mqtt:mqtt",

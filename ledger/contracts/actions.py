@@ -8,6 +8,7 @@ from dataclasses import fields
 from typing import Any, ClassVar, Final, Protocol, Self, runtime_checkable
 
 from ledger.contracts.membership import ActivateVersion, AdmitNode, LiftSuspension, RemoveNode, SetValidator
+from ledger.contracts.policy_actions import LiftLinkSuspension, RemovePolicy, SetPolicy
 from ledger.contracts.revocation import RevokeKey, RevokeKeyBlock, RevokeNode
 from ledger.encoding import MalformedEncoding, as_array, pack, unpack
 from ledger.state import State
@@ -47,6 +48,7 @@ class Action(Protocol):
 
 _KINDS: Final[tuple[Any, ...]] = (
     *(RevokeKeyBlock, RevokeKey, RevokeNode),
+    *(SetPolicy, RemovePolicy, LiftLinkSuspension),
     *(AdmitNode, SetValidator, LiftSuspension, RemoveNode, ActivateVersion),
 )
 ACTIONS: Final[dict[int, Any]] = {kind.KIND: kind for kind in _KINDS}

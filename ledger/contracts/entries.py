@@ -81,5 +81,57 @@ class Revocation(Entry):
     decided_by: str  # the link end that revoked its block, or "governance"
 
 
-ENTRIES: Final[dict[bytes, type[Entry]]] = {kind.PREFIX: kind for kind in (Proposal, Revocation)}
+@dataclass(frozen=True, slots=True)
+class PolicyEntry(Entry):
+    """A key policy in force: its canonical document, and the height that set it, which names its version."""
+
+    PREFIX = b"p"
+
+    policy: str
+    height: int
+    document: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class LinkWatch(Entry):
+    """What a policy's suspension rule has seen of a link; `suspended_height` is 0 while the link is not suspended."""
+
+    PREFIX = b"u"
+    NAMED = 2
+
+    link_id: str
+    policy: str
+    suspended_height: int
+    abort_heights: tuple[int, ...]
+    clean_blocks: int
+
+
+@dataclass(frozen=True, slots=True)
+class QuotaUse(Entry):
+    """Keys delivered to a pair of applications under a policy's quota, in the window that begins at a height."""
+
+    PREFIX = b"q"
+    NAMED = 3
+
+    policy: str
+    master_sae: str
+    slave_sae: str
+    window_height: int
+    keys: int
+
+
+@dataclass(frozen=True, slots=True)
+class BlockUse(Entry):
+    """Keys that a block of key has carried, counted while a policy bounds them."""
+
+    PREFIX = b"y"
+    NAMED = 2
+
+    link_id: str
+    block_number: int
+    uses: int
+
+
+_KINDS: Final[tuple[type[Entry], ...]] = (Proposal, Revocation, PolicyEntry, LinkWatch, QuotaUse, BlockUse)
+ENTRIES: Final[dict[bytes, type[Entry]]] = {kind.PREFIX: kind for kind in _KINDS}
 """Every kind of entry by its prefix: what a snapshot restores them with."""

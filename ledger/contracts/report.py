@@ -5,6 +5,8 @@ from typing import Any
 from ledger.contracts.actions import action_document
 from ledger.contracts.entries import Proposal, Revocation
 from ledger.contracts.governance import electorate
+from ledger.contracts.routes import suspended_links
+from ledger.contracts.selection import policies
 from ledger.state import State
 
 
@@ -16,6 +18,10 @@ def governance_document(state: State) -> dict[str, Any]:
         "electorate": list(deciding.node_ids),
         "quorum": deciding.quorum,
         "proposals": [_proposal(each) for each in sorted(state.entries(Proposal), key=_age)],
+        "policies": [
+            {"name": each.name, "height": each.height, "policy": each.document.described()} for each in policies(state)
+        ],
+        "suspended_links": suspended_links(state),
         "revocations": [_revocation(each) for each in state.entries(Revocation)],
     }
 

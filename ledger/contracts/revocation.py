@@ -161,6 +161,10 @@ def key_block_fault(state: State, link: LinkState, block_number: int) -> str | N
 
 def delivery_fault(state: State, delivered: KeyDelivered) -> str | None:
     """Return why a key may not be delivered, or None."""
+    for node_id in delivered.path:
+        node = state.node(node_id)
+        if node is not None and node.revoked:
+            return f"revocation.node: {node_id} was removed"
     if not state.entries(Revocation):
         return None
     blocks = (block_fault(state, link_id, number) for link_id, number, _, _ in delivered.hops)

@@ -19,6 +19,14 @@ if TYPE_CHECKING:
 DEFAULT_LIFETIME_BLOCKS = 10_000
 node_option = click.option("--node", "node_id", help="The validator that speaks; the first of the cluster without it.")
 
+expires_option = click.option(
+    "--expires-in",
+    type=click.IntRange(1, 1_000_000),
+    default=DEFAULT_LIFETIME_BLOCKS,
+    show_default=True,
+    help="Blocks.",
+)
+
 
 @click.group(short_help="Decide together: propose, approve, see.")
 def governance() -> None:
@@ -40,13 +48,7 @@ def governance() -> None:
 @node_option
 @click.argument("action")
 @click.option("--set", "members", multiple=True, metavar="NAME=VALUE", help="A member of the action.")
-@click.option(
-    "--expires-in",
-    type=click.IntRange(1, 1_000_000),
-    default=DEFAULT_LIFETIME_BLOCKS,
-    show_default=True,
-    help="Blocks.",
-)
+@expires_option
 @json_option
 def propose(
     directory: Path, node_id: str | None, action: str, members: tuple[str, ...], expires_in: int, as_json: bool
@@ -72,7 +74,7 @@ def submit_proposal(found: Cluster, node_id: str | None, action: "Action", expir
     from ledger.contracts.actions import encode_action
     from ledger.transactions import GovernanceProposed, encode, transaction_id
 
-    member = _member(found, node_id)
+    member = speaker(found, node_id)
     height = member.client(OPERATOR).call("GET", "/admin/v1/governance")["height"]
     record = GovernanceProposed(member.settings.node_id, encode_action(action), height + expires_in)
     _submit(member, record, transaction_id(encode(record)).hex(), as_json)
@@ -87,7 +89,7 @@ def approve(directory: Path, node_id: str | None, proposal: str, as_json: bool) 
     """Approve PROPOSAL (its first digits suffice). With the quorum's approval it is executed in the same block."""
     from ledger.transactions import GovernanceApproved
 
-    member = _member(Cluster.open(directory), node_id)
+    member = speaker(Cluster.open(directory), node_id)
     name = _full_name(member, proposal)
     _submit(member, GovernanceApproved(bytes.fromhex(name), member.settings.node_id), name, as_json)
 
@@ -101,7 +103,7 @@ def withdraw(directory: Path, node_id: str | None, proposal: str, as_json: bool)
     """Take back the open PROPOSAL of this validator."""
     from ledger.transactions import GovernanceWithdrawn
 
-    member = _member(Cluster.open(directory), node_id)
+    member = speaker(Cluster.open(directory), node_id)
     name = _full_name(member, proposal)
     _submit(member, GovernanceWithdrawn(bytes.fromhex(name), member.settings.node_id), name, as_json)
 
@@ -112,7 +114,7 @@ def withdraw(directory: Path, node_id: str | None, proposal: str, as_json: bool)
 @json_option
 def list_proposals(directory: Path, node_id: str | None, as_json: bool) -> None:
     """Show open and recent proposals, and what was revoked."""
-    document = _member(Cluster.open(directory), node_id).client(OPERATOR).call("GET", "/admin/v1/governance")
+    document = speaker(Cluster.open(directory), node_id).client(OPERATOR).call("GET", "/admin/v1/governance")
     if as_json:
         print_json(document)
         return
@@ -138,10 +140,11 @@ def list_proposals(directory: Path, node_id: str | None, as_json: bool) -> None:
 @click.argument("proposal")
 def show(directory: Path, node_id: str | None, proposal: str) -> None:
     """Show everything of one PROPOSAL, as JSON."""
-    print_json(_proposal(_member(Cluster.open(directory), node_id), proposal))
+    print_json(_proposal(speaker(Cluster.open(directory), node_id), proposal))
 
 
-def _member(found: Cluster, node_id: str | None) -> Member:
+def speaker(found: Cluster, node_id: str | None) -> Member:
+    """Return the node that speaks."""
     return found.members[0] if node_id is None else found.member(node_id)
 
 

@@ -6,6 +6,9 @@ import random
 import pytest
 
 from ledger.contracts.actions import encode_action
+from ledger.contracts.document import policy_from_document
+from ledger.contracts.entries import ENTRIES
+from ledger.contracts.policy_actions import SetPolicy
 from ledger.contracts.revocation import RevokeKeyBlock
 from ledger.merkle import trie_root, trie_update
 from ledger.state import MalformedEntry, Restoration, State
@@ -15,10 +18,13 @@ from ledger.transactions import (
     DeviceRegistered,
     DeviceRevoked,
     EquivocationProven,
+    GovernanceApproved,
     GovernanceProposed,
     KeyBlockRevoked,
     SaeRegistered,
     Transaction,
+    encode,
+    transaction_id,
 )
 from ledger.trie_range import entries_from
 from ledger.votes import NO_DIGEST, Kind, Statement, statement_bytes
@@ -63,15 +69,30 @@ def everything(table: Table) -> None:
     table.run("beta", DeviceAlarmRaised("pump", "qber", 240_000))
     table.run("gamma", equivocation(table, "delta"), GovernanceProposed("gamma", encode_action(REVOKE), 9))
     table.run("alpha", KeyBlockRevoked("alpha-beta", 5, "lost", "alpha"))
+    policy = {
+        "name": "all",
+        "delivery": {"quota_keys": 9, "quota_window_blocks": 9, "block_uses_max": 9},
+        "suspension": {"aborts": 1, "window_blocks": 9},
+    }
+    proposed = GovernanceProposed("alpha", encode_action(SetPolicy(policy_from_document(policy).encoded)), 99)
+    table.run("alpha", proposed)
+    for sender in ("beta", "gamma", "delta"):
+        table.run(sender, GovernanceApproved(transaction_id(encode(proposed)), sender))
+    table.run("beta", make_key_block(table.genesis, 1, "beta-gamma"))
+    table.run("beta", delivered(("beta", "gamma"), (("beta-gamma", 1, 0, 256),), key=9))
+    table.run("beta", AlarmRaised("beta-gamma", 2, "qber", 240_000, "beta"))
     table.run("beta", rotation(table.genesis, "beta", table.state.height + 10))
+    assert all(table.state.entries(kind) for kind in ENTRIES.values()), "cover every kind of entry of contracts"
+
+
+DERIVED = {"_changes", "_sorted_entries", "_derived", "routes"}
+"""What a state finds again from its entries when it is asked."""
 
 
 def readable(state: State) -> dict[str, object]:
     """Everything that the reading interface tells, kind by kind; collected by name, so that no kind is forgotten."""
     contents: dict[str, object] = {
-        name: value
-        for name, value in vars(state).items()
-        if isinstance(value, dict) and name not in ("_changes", "_sorted_entries")
+        name: value for name, value in vars(state).items() if isinstance(value, dict) and name not in DERIVED
     }
     return contents | {"validators": state.validators(), "counts": state.counts(), "height": state.height}
 
