@@ -44,7 +44,7 @@ class AntiEntropy:
             return
         self.deadline_ns = core.now_ns + int(core.settings.anti_entropy_ns * core.jitter.uniform(0.75, 1.25))
         core.consensus.forget_fetches()
-        self.announce(core.some_peers())
+        self.announce(core.overlay.peers if core.overlay.take_news() else core.some_peers())
 
     def forget(self, peer: str) -> None:
         """The neighbour is gone."""

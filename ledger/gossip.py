@@ -19,6 +19,7 @@ class Overlay:
         self._index = {name: i for i, name in enumerate(node_ids)}
         self._adjacent: dict[str, frozenset[str]] = {}
         self._lost: set[str] = set()
+        self._is_news = False
 
     def register(self, node_id: str, index: int) -> None:
         """Take note of a node that the chain admitted; nodes are registered in the order of their indices."""
@@ -42,13 +43,21 @@ class Overlay:
 
     def connect(self, peer: str) -> None:
         """Add a neighbour; until it says otherwise it is connected to nobody else."""
-        self._adjacent.setdefault(peer, frozenset())
+        if peer not in self._adjacent:
+            self._adjacent[peer] = frozenset()
+            self._is_news = True
         self._lost.discard(peer)
 
     def disconnect(self, peer: str) -> None:
         """Remove a neighbour."""
         if self._adjacent.pop(peer, None) is not None:
             self._lost.add(peer)
+            self._is_news = True
+
+    def take_news(self) -> bool:
+        """Say whether the neighbours changed since the last call: until all know, they relay too much or too little."""
+        news, self._is_news = self._is_news, False
+        return news
 
     def learn(self, peer: str, neighbours: bytes) -> None:
         """Take a neighbour's own list of neighbours (bitmap of the nodes' indices)."""

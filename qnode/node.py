@@ -15,7 +15,7 @@ import numpy as np
 
 from ledger import inputs as ledger_inputs
 from ledger import outputs as ledger_outputs
-from ledger.chain import Archive
+from ledger.chain import Archive, Chain
 from ledger.contracts.report import governance_document
 from ledger.delivery_proof import NotYetProvable, UnknownKey, prove_delivery
 from ledger.genesis import Genesis
@@ -185,6 +185,11 @@ class Node:
     def state(self) -> State:
         """The chain's state as this node has executed it; read only."""
         return self._replica.state
+
+    @property
+    def chain(self) -> Chain:
+        """The committed chain; read only."""
+        return self._replica.chain
 
     def take_birth_effects(self) -> list[Effect]:
         """Return what the construction wants done; call once, before the first step."""

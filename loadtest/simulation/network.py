@@ -4,8 +4,13 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from qnode.initialise import VALIDATORS_MAX
+from qnode.topologies import Topology, contacts
+
 MS = 1_000_000
 TOPOLOGIES = ("mesh", "ring", "line", "random")
+SHAPES = (*TOPOLOGIES, "chords")
+"""Chords are the connections that `qnode init` makes among many nodes; small networks of it are a mesh."""
 
 
 @dataclass
@@ -32,10 +37,14 @@ class Network:
         self.bytes_sent = 0
         self._random = generator
         self._edges = _edges(nodes, topology, generator)
+        self._neighbours: dict[str, list[str]] = {node: [] for node in nodes}
+        for one, other in self.edges():
+            self._neighbours[one].append(other)
+            self._neighbours[other].append(one)
 
     def neighbours(self, node: str) -> list[str]:
         """Return the overlay's neighbours of a node, connected at present or not, in a fixed order."""
-        return sorted(other for edge in self._edges if node in edge for other in edge if other != node)
+        return sorted(self._neighbours[node])
 
     def edges(self) -> list[tuple[str, str]]:
         """Return the overlay's edges in a fixed order."""
@@ -68,7 +77,15 @@ def _edges(nodes: Sequence[str], topology: str, generator: random.Random) -> set
         "ring": [(a, (a + 1) % count) for a in range(count)],
         "line": [(a, a + 1) for a in range(count - 1)],
         "random": [(a, generator.randrange(a)) for a in range(1, count)],
+        "chords": _chords(count),
     }[topology]
     if topology == "random":  # a random tree, and as many chords again
         pairs += [(generator.randrange(count), generator.randrange(count)) for _ in range(count)]
     return {frozenset((nodes[a], nodes[b])) for a, b in pairs if a != b}
+
+
+def _chords(count: int) -> list[tuple[int, int]]:
+    """Return the connections of `qnode.topologies.contacts` over nodes without links."""
+    ids = tuple(str(node) for node in range(count))
+    found = contacts(Topology(ids, ()), VALIDATORS_MAX)
+    return [(int(one), int(other)) for one in ids for other in found[one] if int(one) > int(other)]

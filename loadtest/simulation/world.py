@@ -1,11 +1,10 @@
-"""Virtual time: one queue of events, the nodes, and the drivers that connect a replica to disk and network.
+"""A cluster of replicas in virtual time: the nodes, and the drivers that connect a replica to disk and network.
 
 A simulated driver keeps the order of the daemon's: the writes of a batch are synced, then its messages leave; inputs
 that arrive during a sync join the next batch. Same seed, same events, same trace hash.
 """
 
 import hashlib
-import heapq
 import random
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -20,6 +19,7 @@ from ledger.replica import Replica, ReplicaSettings
 from ledger.signatures import SimulatedSigner, SimulatedVerifier
 from loadtest.simulation.disk import Batch, Disk
 from loadtest.simulation.network import MS, Network
+from loadtest.simulation.timeline import Timeline
 
 WALL_EPOCH_NS = 1_800_000_000_000_000_000
 GENESIS_TIME_NS = WALL_EPOCH_NS - 1
@@ -207,16 +207,15 @@ class SimulatedNode:
             self._schedule_wake()
 
 
-class World:
-    """A cluster under a seed; `at` and `after` schedule, `run_until` lets time pass."""
+class World(Timeline):
+    """A cluster of replicas under a seed."""
 
     def __init__(
         self, seed: int, node_count: int, topology: str, settings: ReplicaSettings, observer: Observer, validators: int
     ) -> None:
+        super().__init__()
         self.seed = seed
         self.random = random.Random(f"{seed}/world")
-        self.now_ns = 0
-        self.events = 0
         self.observer = observer
         self.settings = settings
         self.detection_ns = 20 * MS
@@ -227,32 +226,8 @@ class World:
         self.genesis = _make_genesis(seed, self.node_ids, signers, validators)
         pairs = zip(self.node_ids, signers, strict=True)
         self.nodes = {name: SimulatedNode(self, name, signer) for name, signer in pairs}
-        self._queue: list[tuple[int, int, Callable[..., None], tuple[object, ...]]] = []
-        self._sequence = 0
-        self._hash = hashlib.blake2b(digest_size=16)
-        self.trace_lines: list[str] | None = None
 
     # ---- time
-
-    def at(self, time_ns: int, call: Callable[..., None], *arguments: object) -> None:
-        """Call at a moment; equal moments in the order of scheduling."""
-        self._sequence += 1
-        heapq.heappush(self._queue, (time_ns, self._sequence, call, arguments))
-
-    def after(self, delay_ns: int, call: Callable[..., None], *arguments: object) -> None:
-        """Call after a delay."""
-        self.at(self.now_ns + delay_ns, call, *arguments)
-
-    def run_until(self, time_ns: int, done: Callable[[], bool] | None = None) -> bool:
-        """Let events happen up to `time_ns`, or until `done` (asked every 64 events) is true; returns `done`."""
-        while self._queue and self._queue[0][0] <= time_ns:
-            self.now_ns, _, call, arguments = heapq.heappop(self._queue)
-            self.events += 1
-            call(*arguments)
-            if done is not None and self.events % 64 == 0 and done():
-                return True
-        self.now_ns = max(self.now_ns, time_ns)
-        return done is not None and done()
 
     def sync_ns(self) -> int:
         """Draw how long a sync takes."""
@@ -290,18 +265,9 @@ class World:
         """Add an input to the trace hash (and to the readable trace, if one is kept)."""
         name = type(input).__name__
         detail = input.payload if isinstance(input, MessageReceived) else b""
-        self._hash.update(f"{self.now_ns} {node_id} {name} ".encode() + detail)
+        self.remember(node_id, name, detail)
         if self.trace_lines is not None:
-            self.trace_lines.append(f"{self.now_ns / 1e6:12.3f} ms  {node_id}  {describe(input)}")
-
-    def trace_hash(self) -> str:
-        """Return the hash of everything that happened."""
-        return self._hash.hexdigest()
-
-    def note(self, text: str) -> None:
-        """Add a line to the readable trace."""
-        if self.trace_lines is not None:
-            self.trace_lines.append(f"{self.now_ns / 1e6:12.3f} ms  ---- {text}")
+            self.line(f"{node_id}  {describe(input)}")
 
 
 def describe(event: Input | Output) -> str:

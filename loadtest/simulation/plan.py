@@ -1,0 +1,39 @@
+"""What a network costs as it grows: quiet runs of the ledger in virtual time, one row per size.
+
+Measures messages and bytes per node and height, events, and this process's memory; for the plan of networks past this
+machine. At most 31 nodes vote; the overlay is that of `qnode init` without quantum links: all pairs of validators, and
+from every node the nodes 1, 2, 4, 8, … places further.
+"""
+
+import resource
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from loadtest.simulation.faults import FaultPlan
+from loadtest.simulation.network import MS
+from loadtest.simulation.run import run_seed
+from qnode.initialise import VALIDATORS_MAX
+
+
+def rows(node_counts: Sequence[int], seconds: float) -> Iterator[dict[str, Any]]:
+    """Yield the figures of each size, over `seconds` of virtual time."""
+    for nodes in node_counts:
+        voting = min(nodes, VALIDATORS_MAX)
+        calm = FaultPlan(
+            int(seconds * 1_000) * MS, crashes=False, partitions=False, bad_network=False, clocks=False, lies=()
+        )
+        started = time.perf_counter()
+        result = run_seed(1, nodes, validators=voting, topology="chords", plan=calm)
+        yield {
+            "nodes": nodes,
+            "validators": voting,
+            "heights": result.heights,
+            "events": result.events,
+            "messages_per_node_and_height": round(result.messages / (nodes * max(1, result.heights)), 1),
+            "bytes_per_node_and_height": round(result.bytes_sent / (nodes * max(1, result.heights))),
+            "views_max": result.views_max,
+            "violation": result.violation,
+            "memory_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
+            "seconds": round(time.perf_counter() - started, 1),
+        }
