@@ -475,6 +475,7 @@ class Link:
         running.busy = False
         self._jobs -= 1
         if self._running is not running:
+            running.session.close()
             return  # given up while the job ran: what it made never leaves
         if error is not None:
             raise error  # our bug: sessions never raise for what a peer or the channel did
@@ -634,6 +635,10 @@ class Link:
         if running.receive_used:
             context.write(self._receive.advance(running.receive_start + running.receive_used))
         self._running = None
+        running.queue.clear()
+        running.light = running.light_ahead = None
+        if not running.busy:
+            running.session.close()
 
     def _end(self, running: _Running, aborted: SessionAborted) -> None:
         context = self._services.context

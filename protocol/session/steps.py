@@ -249,6 +249,16 @@ class _Session:
         except (MalformedMessage, KeyExhausted, LightError, ReconciliationError) as error:
             return self._end(Failed(str(error)))
 
+    def close(self) -> None:
+        """Let go of everything that the session holds; for a session that is over or given up, and has no job running.
+
+        A script that still waits and its session hold each other: without this, what was measured lived until the next
+        full collection, which a daemon hardly ever makes.
+        """
+        self.finished = True
+        if self._script is not None:
+            self._script.close()
+
     def _end(self, failure: Failed) -> list[Output]:
         self.finished = True
         outputs: list[Output] = list(failure.unsent)

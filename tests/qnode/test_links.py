@@ -12,6 +12,7 @@ from ledger.transactions import encode as encode_transaction
 from protocol.authentication import HASH_KEY_BYTES, PAD_BYTES
 from protocol.keys import KeyMaterial
 from protocol.messages import Record
+from protocol.session import AliceSession, BobSession
 from qnode import links
 from qnode.inputs import DocumentAnswer, RequestError, SetAttack, SubmitTransactions
 from qnode.links import STREAM_TARGET_BYTES, WINDOW_BYTES_MIN, Link
@@ -132,6 +133,25 @@ def test_a_full_pool_is_only_probed() -> None:
     assert status["blocks"] <= 2, "what was under way when the first block came"
     assert status["aborts"] == 0 and status["last_abort"] is None
     assert status["qber"] is not None
+
+
+def test_sessions_that_are_over_hold_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Probes end in the middle of Bob's script; a daemon collects cycles too rarely to free megabytes by that."""
+    net = cluster(target_bits=1)
+    assert net.run(blocks(net, 1), 20)
+    original = AliceSession._scripted, BobSession._scripted
+    held: list[Any] = []
+
+    def scripted(self: Any) -> Any:
+        script = original[isinstance(self, BobSession)](self)
+        held.append(script)
+        return script
+
+    monkeypatch.setattr(AliceSession, "_scripted", scripted)
+    monkeypatch.setattr(BobSession, "_scripted", scripted)
+    assert net.run(lambda: len(held) >= 8, 200)
+    under_way = 2
+    assert all(script.gi_frame is None for script in held[:-under_way]), "a script that is over lets go of its frame"
 
 
 def test_a_link_whose_chain_stands_still_waits() -> None:
