@@ -147,13 +147,17 @@ def readable(content: bytes) -> Any:
     """Return a reading as JSON if it is, as text otherwise, as hexadecimal at last."""
     if _nesting(content) <= NESTING_MAX:
         try:
-            return json.loads(content)
+            return json.loads(content, parse_constant=_refuse)
         except ValueError:
             pass
     try:
         return content.decode()
     except UnicodeDecodeError:
         return content.hex()
+
+
+def _refuse(name: str) -> Any:
+    raise ValueError(f"{name} is no JSON")  # NaN and the infinities: strict readers behind us would choke on them
 
 
 def _nesting(content: bytes) -> int:

@@ -47,6 +47,8 @@ def recorded(path: Path) -> Iterator[bytes]:
                     yield _compact(json.loads(line))
     except OSError as error:
         raise DeviceError(f"{path}: the readings cannot be read: {error.strerror}") from None
+    except RecursionError:
+        raise DeviceError(f"{path}: JSON that is nested too deeply for a reading") from None
     except (UnicodeDecodeError, csv.Error, json.JSONDecodeError) as error:
         raise DeviceError(f"{path}: neither CSV with a heading (.csv) nor JSON lines: {error}") from None
 
@@ -60,6 +62,8 @@ def _number(text: Any) -> Any:
         number = float(text)
     except (TypeError, ValueError):
         return text
+    if not math.isfinite(number):
+        return text  # JSON has no name for it
     return int(number) if number.is_integer() else number
 
 

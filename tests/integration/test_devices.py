@@ -15,9 +15,11 @@ import aiomqtt
 import pytest
 
 from loadtest.bench_device import Ward, ward
+from loadtest.local import awaited
 from qnode.cluster import OPERATOR
+from qnode.device.dialling import Dialler
 from qnode.device.kem import MlKem768
-from qnode.device.process import DeviceProcess, DeviceRefused, Pace
+from qnode.device.process import DeviceProcess, DeviceRefused, Pace, end_task
 from qnode.device.store import Configuration, DeviceError
 
 pytestmark = [
@@ -35,7 +37,7 @@ MOSQUITTO = pytest.param(
 
 @pytest.fixture(scope="module", params=[MOSQUITTO, "embedded"])
 def here(request: pytest.FixtureRequest) -> Iterator[Ward]:
-    with ward(["ecg-1", "ecg-2", "ecg-3", "ecg-4", "ecg-5", "ecg-6", "ecg-7"], request.param) as found:
+    with ward(["ecg-1", "ecg-2", "ecg-3", "ecg-4", "ecg-5", "ecg-6", "ecg-7", "ecg-8"], request.param) as found:
         yield found
 
 
@@ -153,6 +155,67 @@ async def test_a_revoked_device_is_cut_off(here: Ward) -> None:
     blocks = client.call("GET", "/admin/v1/ledger/blocks?from=1&count=1000")["blocks"]
     kinds = [tx for block in blocks for tx in block["transactions"] if tx.get("device_id") == "ecg-5"]
     assert len(kinds) == 2 and all(tx["ok"] for tx in kinds)
+
+
+async def test_sessions_outlive_connections_and_a_lost_device_leaves_its_will(here: Ward) -> None:
+    home, node = here.homes["ecg-3"], here.cluster.directory / "node-1"
+    tls = ssl.create_default_context(cafile=str(home / "ca.crt"))
+    tls.load_cert_chain(node / "mqtt.crt", node / "mqtt.key")
+    topic, will = "qnode/node-1/device/ecg-3/down/ack", "qnode/node-1/device/ecg-3/up/status"
+    ours = Dialler("127.0.0.1", here.port, "kept", context(home))
+    async with ours.connected() as device:
+        await device.subscribe(topic, qos=1)
+    async with asyncio.timeout(60), Dialler("127.0.0.1", here.port, "listener", tls).connected() as client:
+        await client.subscribe(will, qos=1)
+        await client.publish(topic, b"while you were away", qos=1)
+        async with ours.connected() as device:
+            assert (await anext(aiter(device.messages))).payload == b"while you were away"
+        reader, writer = await asyncio.open_connection("127.0.0.1", here.port, ssl=context(home))
+        fields = [each.encode() for each in ("dying", will, "lost")]
+        body = b"\x00\x04MQTT\x04\x0e\x00\x1e" + b"".join(len(each).to_bytes(2, "big") + each for each in fields)
+        writer.write(b"\x10" + bytes([len(body)]) + body)
+        assert await reader.readexactly(4) == b"\x20\x02\x00\x00"
+        writer.transport.abort()  # no DISCONNECT: the device is gone
+        assert (await anext(aiter(client.messages))).payload == b"lost"
+
+
+async def test_nothing_is_said_to_a_broker_without_tls(here: Ward, tmp_path: Path) -> None:
+    heard = bytearray()
+
+    async def plain(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        heard.extend(await reader.read(65_536))
+        writer.write(b"\x20\x02\x00\x00")  # "connected": what a broker without TLS would like to say
+        heard.extend(await reader.read(65_536))
+        writer.close()
+
+    server = await asyncio.start_server(plain, "127.0.0.1", 0)
+    shutil.copytree(here.homes["ecg-3"], tmp_path / "d")
+    table = json.loads((tmp_path / "d" / "device.json").read_text())
+    port = server.sockets[0].getsockname()[1]
+    (tmp_path / "d" / "device.json").write_text(json.dumps(table | {"broker_port": port}))
+    process = DeviceProcess(Configuration.read(tmp_path / "d"))
+    running = asyncio.create_task(process.run(key_only=True))
+    await wait_until(lambda: heard)
+    await end_task(running)
+    server.close()
+    assert heard[:2] == b"\x16\x03" and b"MQTT" not in heard and process.connections == 0  # a ClientHello, no more
+
+
+def test_a_device_process_is_small(here: Ward) -> None:
+    command = [sys.executable, "-m", "qnode", "device", "run", str(here.homes["ecg-8"]), "--readings", "ecg.jsonl"]
+    with subprocess.Popen([*command, "--interval-s", "0.05"], stdout=subprocess.DEVNULL) as process:
+        try:
+            state = here.homes["ecg-8"] / "state.json"
+            awaited(
+                "readings under a key",
+                lambda: state.exists() and json.loads(state.read_text())["sequences_reserved"] > 0,
+                60,
+            )
+            rollup = Path(f"/proc/{process.pid}/smaps_rollup").read_text()
+        finally:
+            process.terminate()
+    pss_kib = next(int(line.split()[1]) for line in rollup.splitlines() if line.startswith("Pss:"))
+    assert pss_kib < 30 * 1024
 
 
 def test_the_command_line_runs_a_device_without_the_nodes_imports(here: Ward) -> None:

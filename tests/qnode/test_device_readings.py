@@ -124,6 +124,11 @@ def test_json_is_shown_as_what_it_is(value: Any) -> None:
     assert readable(json.dumps(value).encode()) == value
 
 
+@pytest.mark.parametrize("text", ["NaN", "[1,-Infinity]"])
+def test_numbers_that_are_none_are_shown_as_text(text: str) -> None:
+    assert readable(text.encode()) == text
+
+
 def test_wide_json_is_no_deep_json() -> None:
     wide = [{"v": [n]} for n in range(2 * NESTING_MAX)]
     assert readable(json.dumps(wide).encode()) == wide
