@@ -1,4 +1,4 @@
-"""The command line of the harness: `python -m loadtest simulate …`."""
+"""The command line of the harness: `python -m loadtest simulate|report|compare …`."""
 
 import json
 import os
@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from loadtest.report.commands import compare, report
 from loadtest.simulation.faults import FaultPlan
 from loadtest.simulation.network import MS, SHAPES
 from loadtest.simulation.run import RunResult, run_seed
@@ -23,6 +24,10 @@ Result = TypeVar("Result", RunResult, "NodeRunResult")
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 def main() -> None:
     """Simulate, attack and measure networks of qnode nodes."""
+
+
+main.add_command(report)
+main.add_command(compare)
 
 
 @main.command()

@@ -8,7 +8,7 @@ from typing import Final
 
 from loadtest.measure.figures import measured_phases
 from loadtest.report.charts import SERIES_MAX, Chart, Series, from_intervals
-from loadtest.report.points import Point, against, varying
+from loadtest.report.points import Point, against, labels, varying
 from loadtest.results.figure_names import figure_name
 from loadtest.results.reader import Result
 from loadtest.statistics import Interval, proportion
@@ -109,7 +109,7 @@ def distributions(result: Result, found: Sequence[Point]) -> list[Chart]:
             lines.append(Series(label=kind, x=x, y=[merged.percentile_ms(max(p, 1e-9)) for p in shown], points=True))
     if not lines:
         return []
-    note = f"{largest.label}. To the right of 10 is the slowest tenth, to the right of 100 the slowest hundredth."
+    note = f"{labels(found)[-1]}. To the right of 10 is the slowest tenth, to the right of 100 the slowest hundredth."
     chart = Chart(
         name="distribution",
         title="Latency by percentile",

@@ -19,12 +19,6 @@ class Point:
     cases: tuple[Case, ...]
     figures: tuple[Values, ...]
 
-    @property
-    def label(self) -> str:
-        """What tells this point from others, in words."""
-        rest = ", ".join(f"{name} {value}" for name, value in self.parameters)
-        return f"{self.nodes} nodes" + (f", {rest}" if rest else "")
-
     def values(self, name: str) -> list[float]:
         """Return one figure of every repetition that has it."""
         return [value for figures in self.figures if (value := figures.get(name)) is not None]
@@ -45,6 +39,15 @@ def points(cases: Sequence[Case], figures: dict[int, Values]) -> list[Point]:
         for (nodes, parameters), group in groups.items()
     ]
     return sorted(found, key=lambda point: (point.nodes, [(name, _order(value)) for name, value in point.parameters]))
+
+
+def labels(found: Sequence[Point]) -> list[str]:
+    """Return what tells each point from the others, in words: its size, and the parameters that differ."""
+    same = set.intersection(*(set(point.parameters) for point in found)) if found else set()
+    rests = [
+        ", ".join(f"{name} {value}" for name, value in point.parameters if (name, value) not in same) for point in found
+    ]
+    return [f"{point.nodes} nodes" + (f", {rest}" if rest else "") for point, rest in zip(found, rests, strict=True)]
 
 
 def _order(value: Scalar) -> tuple[int, float, str]:

@@ -285,6 +285,20 @@ class ResultWriter:
         replace_file(self.directory / RUN_FILE, msgspec.json.format(msgspec.json.encode(run), indent=1) + b"\n")
 
 
+def write_table(path: Path, kind: type[Record], rows: Iterable[Record]) -> None:
+    """Write one table whole. Raises ResultError, also when the file is there already."""
+    try:
+        table = _Table(path, kind)
+        try:
+            table.add(rows)
+        finally:
+            table.close()
+    except FileExistsError:
+        raise ResultError(f"{path} is there already; give a new directory, results are never overwritten") from None
+    except OSError as error:
+        raise ResultError(f"{path}: {error.strerror or error}; free some space") from None
+
+
 def replace_file(path: Path, content: bytes) -> None:
     """Write a file so that a reader finds the old content or the new one. Raises ResultError."""
     beside = path.with_name(f".{path.name}.new")

@@ -42,8 +42,8 @@ def test_a_comparison_by_hand() -> None:
     assert found.p == pytest.approx(0.000255, rel=0.01)  # t = 12.247 at 4 degrees of freedom
     assert found.cliffs_delta == 1.0
     assert found.hedges_g == pytest.approx(10 * (1 - 3 / 15))
-    ranks = judged.compare([1, 2, 3, 4, 5], [6, 7, 8, 9, 10])
-    assert ranks.test == "Mann-Whitney" and ranks.p == pytest.approx(2 / math.comb(10, 5))
+    ranks = judged.compare(list(range(10)), list(range(10, 20)))
+    assert ranks.test == "Mann-Whitney" and ranks.p == pytest.approx(2 / math.comb(20, 10))
 
 
 def test_too_little_says_nothing() -> None:
