@@ -13,13 +13,15 @@ from ledger.messages import (
     StatementMessage,
     Status,
 )
+from ledger.snapshot_sync import SnapshotSync
 from ledger.sync import CatchUp, gap_of, make_status
 
 
 class AntiEntropy:
     """Statuses, gaps and the one question for blocks that may be open."""
 
-    def __init__(self, core: Core) -> None:
+    def __init__(self, core: Core, snapshot_sync: SnapshotSync) -> None:
+        self.snapshot_sync = snapshot_sync
         self.catch_up = CatchUp(core.settings.catch_up_timeout_ns)
         self.deadline_ns: int | None = None
         self._core = core
@@ -49,6 +51,7 @@ class AntiEntropy:
     def forget(self, peer: str) -> None:
         """The neighbour is gone."""
         self.catch_up.forget(peer)
+        self.snapshot_sync.forget(peer)
         self._answered_ns.pop(peer, None)
 
     def on_status(self, peer: str, status: Status) -> None:
@@ -56,6 +59,7 @@ class AntiEntropy:
         core = self._core
         core.overlay.learn(peer, status.neighbours)
         self.catch_up.learn(peer, status.height)
+        self.snapshot_sync.on_status(peer, status.height)
         if status.height == core.height:
             self.push_gap(peer, status)
         if abs(status.height - core.height) <= 1:
@@ -106,13 +110,18 @@ class AntiEntropy:
     def ask_for_blocks(self) -> None:
         """If a neighbour is ahead and none is asked, ask."""
         core = self._core
+        if self.snapshot_sync.takes_precedence:
+            return  # the blocks after the snapshot come next
         peer = self.catch_up.ask(core.height, core.now_ns)
         if peer is not None:
             core.send(peer, BlocksWanted(core.height + 1), urgent=False, after_sync=False)
 
     def answer_blocks(self, peer: str, first_height: int) -> None:
-        """Send committed blocks from a height on, as many as fit."""
+        """Send committed blocks from a height on, as many as fit; below the floor lead the asker to a snapshot."""
         core = self._core
+        if first_height < core.chain.floor:
+            self.snapshot_sync.answer_head(peer, first_height - 1)
+            return
         blocks: list[tuple[bytes, bytes]] = []
         size_bytes = 0
         while (stored := core.chain.stored_block(first_height + len(blocks))) is not None:

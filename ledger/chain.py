@@ -71,6 +71,7 @@ class Chain:
         self.state = State(genesis)
         self.tip_digest = genesis.digest
         self.tip_time_ns = genesis.time_ns
+        self.floor = 1
         self._rules = rules
         self._archive = archive
         self._recent: dict[int, StoredBlock] = {}
@@ -168,14 +169,43 @@ class Chain:
         if self._recent_max is not None and len(self._recent) > self._recent_max:
             self._recent.pop(next(iter(self._recent)))
 
+    def resume_at(self, state: State, header: Header) -> None:
+        """Go on from the state after the block of `header`: a snapshot's, whose root the caller has checked."""
+        assert state.height == header.height
+        self.state = state
+        self.tip_digest = header.digest
+        self.tip_time_ns = header.time_ns
+
+    def take_set_change(self, key: bytes, row: bytes) -> None:
+        """Take a change of the validator set that happened in blocks that are not executed here."""
+        height = int.from_bytes(key, "big")
+        self.set_change_heights.append(height)
+        self.new_set_changes.append((key, row))
+        if self._archive is None:
+            self._set_changes[height] = row
+
+    def raise_floor(self, floor: int) -> None:
+        """Forget the blocks below `floor`."""
+        self._recent = {height: stored for height, stored in self._recent.items() if height >= floor}
+        self.floor = max(self.floor, floor)
+
     def replay(self, rows: Iterable[tuple[bytes, bytes]]) -> None:
-        """Rebuild the state from the stored block table, in key order. Raises CorruptLedger."""
+        """Execute the stored blocks above the present state, in key order. Raises CorruptLedger."""
+        start_key = integer_key(self.height + 1)
         for key, row in rows:
             height = self.height + 1
             try:
-                self._replay_one(key, row)
+                if key < start_key:  # below the snapshot that the state came from
+                    self._keep(key, row)
+                else:
+                    self._replay_one(key, row)
             except (MalformedEncoding, MalformedBlock) as error:
                 raise CorruptLedger(_corrupt(height, str(error))) from None
+
+    def _keep(self, key: bytes, row: bytes) -> None:
+        """Remember a stored block without executing it, where there is no archive to read it from."""
+        if self._archive is None and key >= integer_key(self.floor):
+            self._remember(int.from_bytes(key, "big"), StoredBlock.decode(row))
 
     def _replay_one(self, key: bytes, row: bytes) -> None:
         height = self.height + 1
@@ -197,7 +227,7 @@ class Chain:
     def stored_block(self, height: int) -> StoredBlock | None:
         """Return a committed block's row, or None."""
         stored = self._recent.get(height)
-        if stored is None and self._archive is not None and 1 <= height <= self.height:
+        if stored is None and self._archive is not None and self.floor <= height <= self.height:
             row = self._archive.read(BLOCK_TABLE, integer_key(height))
             stored = None if row is None else StoredBlock.decode(row)
         return stored

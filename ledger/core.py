@@ -25,6 +25,10 @@ CERTIFICATE_TABLE = "ledger.certificate"
 BODY_TABLE = "ledger.body"
 PENDING_TABLE = "ledger.pending"
 EVIDENCE_TABLE = "ledger.evidence"
+SNAPSHOT_TABLE = "ledger.snapshot"
+SNAPSHOT_HEAD_TABLE = "ledger.snapshot_head"
+SNAPSHOT_FETCH_TABLE = "ledger.snapshot_fetch"
+FLOOR_TABLE = "ledger.floor"
 TABLES = (
     BLOCK_TABLE,
     SIGNER_TABLE,
@@ -34,6 +38,10 @@ TABLES = (
     PENDING_TABLE,
     EVIDENCE_TABLE,
     SET_CHANGE_TABLE,
+    SNAPSHOT_TABLE,
+    SNAPSHOT_HEAD_TABLE,
+    SNAPSHOT_FETCH_TABLE,
+    FLOOR_TABLE,
 )
 
 
@@ -69,6 +77,12 @@ class ReplicaSettings:
     """Messages kept for the next height; more are dropped and come again by anti-entropy."""
     later_size_bytes_max: int = 8_388_608
     """The same in bytes."""
+    snapshot_interval: int = 1_000
+    """Heights between snapshots of the state, from which a restart begins; 0 takes none."""
+    keep_blocks: int = 0
+    """Blocks kept at least, once a snapshot lies above them; 0 keeps all: the audit from the genesis on needs them."""
+    snapshot_distance: int = 20_000
+    """A node further behind than so many heights fetches a snapshot; nearer, it executes every block itself."""
     mempool: MempoolSettings = field(default_factory=MempoolSettings)
 
 

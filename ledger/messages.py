@@ -18,12 +18,18 @@ from ledger.encoding import (
     pack,
     unpack,
 )
+from ledger.merkle import PATH_SIZE_BYTES
+from ledger.set_change import SetChange
+from ledger.snapshot_head import SnapshotHead
+from ledger.trie_range import TrieRange
 from ledger.votes import Certificate, Kind, Statement
 
 MESSAGE_SIZE_BYTES_MAX = 4_194_304
 """No payload is larger: twice the largest block, since one block with its certificate must fit."""
 DIGESTS_WANTED_MAX = 1024
 CERTIFICATES_MAX = 64
+SET_CHANGES_MAX = 256
+"""Changes of the validator set in one offer, some kilobytes each; a node that missed more of them executes blocks."""
 BITMAP_SIZE_BYTES_MAX = 1024
 """Views or nodes that a status can name: 8,192; beyond it gaps are filled by certificates and blocks alone."""
 STATUS_ENTRIES_MAX = 4096
@@ -113,6 +119,41 @@ class BlocksMessage:
     blocks: tuple[tuple[bytes, bytes], ...]
 
 
+@dataclass(frozen=True, slots=True)
+class SnapshotWanted:
+    """Tell of your newest snapshot, if it is above `height`, where the asker knows the validators."""
+
+    height: int
+
+
+@dataclass(frozen=True, slots=True)
+class SnapshotOffer:
+    """A snapshot that can be fetched here; also the answer to a wish for blocks that are no longer kept.
+
+    `changes` lead from the validators that the asker knows to those that committed the snapshot.
+    """
+
+    head: SnapshotHead
+    changes: tuple[SetChange, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class RangeWanted:
+    """Send the entries of the snapshot of `height` with paths from `first` on, as many as fit, none after `last`."""
+
+    height: int
+    first: bytes
+    last: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class RangeMessage:
+    """A range of the snapshot of `height`, provable against its state root."""
+
+    height: int
+    found: TrieRange
+
+
 Message = (
     StatementMessage
     | ProposalMessage
@@ -124,6 +165,10 @@ Message = (
     | BodyMessage
     | BlocksWanted
     | BlocksMessage
+    | SnapshotWanted
+    | SnapshotOffer
+    | RangeWanted
+    | RangeMessage
 )
 
 
@@ -151,6 +196,14 @@ def encode(message: Message) -> bytes:
             return pack((9, first_height))
         case BlocksMessage(blocks):
             return pack((10, blocks))
+        case SnapshotWanted(height):
+            return pack((11, height))
+        case SnapshotOffer(head, changes):
+            return pack((12, head.members(), tuple(each.members() for each in changes)))
+        case RangeWanted(height, first, last):
+            return pack((13, height, first, last))
+        case RangeMessage(height, found):
+            return pack((14, height, found.members()))
 
 
 def decode(payload: bytes) -> Message:
@@ -223,6 +276,17 @@ def _blocks(value: Any) -> BlocksMessage:
     return BlocksMessage(tuple((as_bytes(block), as_bytes(certificate)) for block, certificate in pairs))
 
 
+def _snapshot_offer(head: Any, changes: Any) -> SnapshotOffer:
+    values = as_array(changes)
+    if len(values) > SET_CHANGES_MAX:
+        raise MalformedEncoding(f"at most {SET_CHANGES_MAX} changes of the validator set")
+    return SnapshotOffer(SnapshotHead.from_members(head), tuple(SetChange.from_members(each) for each in values))
+
+
+def _range_wanted(height: Any, first: Any, last: Any) -> RangeWanted:
+    return RangeWanted(as_integer(height, 1), as_bytes(first, PATH_SIZE_BYTES), as_bytes(last, PATH_SIZE_BYTES))
+
+
 _DECODERS: dict[int, tuple[Any, int]] = {
     1: (_statement, 1),
     2: (_proposal, 4),
@@ -234,4 +298,8 @@ _DECODERS: dict[int, tuple[Any, int]] = {
     8: (lambda block: BodyMessage(as_bytes(block)), 1),
     9: (lambda first_height: BlocksWanted(as_integer(first_height, 1)), 1),
     10: (_blocks, 1),
+    11: (lambda height: SnapshotWanted(as_integer(height)), 1),
+    12: (_snapshot_offer, 2),
+    13: (_range_wanted, 3),
+    14: (lambda height, found: RangeMessage(as_integer(height, 1), TrieRange.from_members(found)), 2),
 }

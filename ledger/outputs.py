@@ -50,6 +50,13 @@ class BlockCommitted:
 
 
 @dataclass(frozen=True, slots=True)
+class SnapshotAdopted:
+    """The state is now that after `height`, fetched from peers: the blocks up to it were not executed here."""
+
+    height: int
+
+
+@dataclass(frozen=True, slots=True)
 class TransactionsAdmitted:
     """The submitted transactions survive a crash of this node and will be offered until they are committed."""
 
@@ -81,4 +88,14 @@ class Noted:
     fields: tuple[tuple[str, Any], ...] = ()
 
 
-Output = Store | Erase | SendMessage | BlockCommitted | TransactionsAdmitted | TransactionsRefused | PeerFaulted | Noted
+Output = (
+    Store
+    | Erase
+    | SendMessage
+    | BlockCommitted
+    | SnapshotAdopted
+    | TransactionsAdmitted
+    | TransactionsRefused
+    | PeerFaulted
+    | Noted
+)

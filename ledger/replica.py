@@ -6,7 +6,7 @@ what must survive goes out as `Store`. `step` never raises for a peer's fault; i
 """
 
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from ledger.anti_entropy import AntiEntropy
@@ -30,8 +30,11 @@ from ledger.core import (
     BODY_TABLE,
     CERTIFICATE_TABLE,
     EVIDENCE_TABLE,
+    FLOOR_TABLE,
     PENDING_TABLE,
     SIGNER_TABLE,
+    SNAPSHOT_HEAD_TABLE,
+    SNAPSHOT_TABLE,
     STATEMENT_TABLE,
     TABLES,
     Core,
@@ -63,13 +66,19 @@ from ledger.messages import (
     CertificatesMessage,
     Message,
     ProposalMessage,
+    RangeMessage,
+    RangeWanted,
+    SnapshotOffer,
+    SnapshotWanted,
     StatementMessage,
     Status,
     decode,
 )
-from ledger.outputs import BlockCommitted, Output
+from ledger.outputs import BlockCommitted, Output, SnapshotAdopted
 from ledger.recall import Recall
 from ledger.signatures import Verifier
+from ledger.snapshot import FLOOR_KEY, Snapshots, newest_head, restore_state, set_floor
+from ledger.snapshot_sync import SnapshotFetch, SnapshotSync
 from ledger.state import State
 from ledger.submissions import OwnTransactions
 from ledger.transactions import encode as encode_transaction
@@ -116,7 +125,9 @@ class Replica:
         self._own = OwnTransactions(self._core, keys)
         self._bodies = Bodies(self._core)
         self._listener = Listener(self._core, self._bodies, self._own.report, self._remember)
-        self._sync = AntiEntropy(self._core)
+        self._snapshots = Snapshots(self._core)
+        self._snapshot_sync = SnapshotSync(self._core, self._snapshots, self._adopt)
+        self._sync = AntiEntropy(self._core, self._snapshot_sync)
         self._smoothed_height_ns = 0
         self._work_since_ns: int | None = None
         self.upgrade_needed: str | None = None
@@ -129,6 +140,10 @@ class Replica:
         self._resume(stored)
 
     # ---- what the driver uses
+
+    def keep_blocks_for(self, needed_height: Callable[[], int | None]) -> None:
+        """Never prune at or above the height that `needed_height` returns (None for no need)."""
+        self._snapshots.needed_height = needed_height
 
     @property
     def state(self) -> State:
@@ -211,6 +226,8 @@ class Replica:
             self._sync.deadline_ns,
             self._sync.catch_up.deadline_ns(),
             None if stopped else self._own.queue.deadline_ns(),
+            self._snapshots.deadline_ns(),
+            self._snapshot_sync.deadline_ns(),
         )
         return min((deadline for deadline in deadlines if deadline is not None), default=None)
 
@@ -237,6 +254,9 @@ class Replica:
             "revoked": [node.node_id for node in self.state.nodes() if node.revoked],
             "version": self.state.version(self.height + 1),
             "upgrade_needed": self.upgrade_needed or "",
+            "floor": self.chain.floor,
+            "snapshot_height": self._snapshots.written_height,
+            "snapshot_fetch": self._snapshot_sync.document(),
             **{f"state_{name}": count for name, count in self.state.counts().items()},
         }
 
@@ -250,12 +270,26 @@ class Replica:
 
     def _resume(self, stored: Mapping[str, Sequence[tuple[bytes, bytes]]]) -> None:
         """Take up exactly where the stored tables end (SPEC 7)."""
+        head = newest_head(stored.get(SNAPSHOT_HEAD_TABLE, ()))
+        floor = dict(stored.get(FLOOR_TABLE, ())).get(FLOOR_KEY)
+        if floor is not None:
+            self.chain.raise_floor(int.from_bytes(floor, "big"))
+        if head is not None:
+            state = restore_state(self.genesis, head, stored.get(SNAPSHOT_TABLE, ()), self._core.verifier)
+            self.chain.resume_at(state, head.header)
+            for key, row in stored.get(SET_CHANGE_TABLE, ()):
+                if key <= integer_key(head.height):
+                    self.chain.take_set_change(key, row)
+        snapshot_trie = self.state.trie
         self.chain.replay(stored.get(BLOCK_TABLE, ()))
         if not self._keys.is_own(self.state):
             raise ValueError(f"the chain knows {self.node_id} by another key; use the identity that `qnode init` made")
         for node in self.state.nodes():
             self._core.overlay.register(node.node_id, node.index)
         self._store_set_changes(dict(stored.get(SET_CHANGE_TABLE, ())))
+        self._snapshot_sync.resume(stored)
+        fetch = self._snapshot_sync.fetch
+        self._snapshots.resume(head, snapshot_trie, stored, None if fetch is None else fetch.head.height)
         rows = dict(stored.get(SIGNER_TABLE, ()))
         record = Record.decode(rows[_RECORD_KEY]) if _RECORD_KEY in rows else Record()
         self._guard = Guard(self.node_id, self.genesis.digest, record)
@@ -355,6 +389,15 @@ class Replica:
                 self._sync.answer_blocks(peer, first_height)
             case BlocksMessage(blocks):
                 self._on_blocks(peer, blocks)
+            case SnapshotWanted(height):
+                self._snapshot_sync.answer_head(peer, height)
+            case SnapshotOffer():
+                self._sync.catch_up.forget_question(peer)
+                self._snapshot_sync.on_head(peer, message)
+            case RangeWanted():
+                self._snapshot_sync.answer_range(peer, message)
+            case RangeMessage():
+                self._snapshot_sync.on_range(peer, message)
 
     def _is_current(self, peer: str, message: Message, height: int, size_bytes: int, name: bytes) -> bool:
         """Say whether a message is of the height in progress; keep it if it is of the next, learn if further."""
@@ -383,6 +426,8 @@ class Replica:
     def _pump(self) -> None:
         """Do everything that is due now."""
         self._sync.tick()
+        self._snapshots.tick()
+        self._snapshot_sync.tick()
         while self.upgrade_needed is None:
             self._own.flush()
             self.consensus.muted = self._recall.is_quiet(self._core.now_ns)
@@ -494,6 +539,7 @@ class Replica:
         for node_id in self.state.changed_nodes:
             self._take_change(node_id)
         self._core.outputs.append(BlockCommitted(block.height, block, certificate, tuple(receipts)))
+        self._snapshots.on_commit(block.header, certificate)
         self._watch_clock(block)
         self._adapt(block)
         self._bodies.forget_height()
@@ -515,6 +561,28 @@ class Replica:
             if stored.get(key) != row:
                 self._core.store(SET_CHANGE_TABLE, key, row)
         self.chain.new_set_changes = []
+
+    def _adopt(self, fetch: SnapshotFetch, state: State) -> None:
+        """Switch to a fetched state, in the same atomic write as the row that makes its snapshot count (SPEC 10.5)."""
+        core, head, former = self._core, fetch.head, self.height
+        for change in fetch.changes:
+            if change.header.height > former:  # some were executed meanwhile
+                self.chain.take_set_change(integer_key(change.header.height), change.encoded)
+        self._store_set_changes({})
+        self.chain.resume_at(state, head.header)
+        self._snapshots.discard((BLOCK_TABLE, integer_key(h)) for h in range(self.chain.floor, former + 1))
+        set_floor(core, head.height + 1)
+        core.erase_height()
+        for node in state.nodes():
+            core.overlay.register(node.node_id, node.index)
+            core.mempool.forget(node.node_id, INTEGER_MAX)
+        self._own.skip_to(core.committed_sequence(self.node_id))
+        core.outputs.append(SnapshotAdopted(head.height))
+        core.note("info", "snapshot_adopted", height=head.height, blocks_not_executed=head.height - former)
+        self._bodies.forget_height()
+        core.consensus = self._new_consensus()
+        self._later, self._later_size_bytes = {}, 0
+        self._watch_versions()
 
     def _adapt(self, block: Block) -> None:
         """Smooth the time that heights take while there is work, for the view timers."""

@@ -3,6 +3,7 @@
 The header is under a set that its reader knows; its state root commits to the sets of its own height and of the next.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Self
@@ -10,8 +11,9 @@ from typing import Any, Self
 from ledger.block import Header
 from ledger.encoding import DIGEST_SIZE_BYTES, MalformedEncoding, as_array, as_bytes, pack, unpack
 from ledger.merkle import TrieProof, trie_check
+from ledger.signatures import Verifier
 from ledger.validators import SETS_KEY, Validators, sets_from_value
-from ledger.votes import Certificate
+from ledger.votes import Certificate, Kind
 
 
 @dataclass(frozen=True)
@@ -52,6 +54,31 @@ class SetChange:
     def decode(cls, data: bytes) -> Self:
         """Read canonical bytes. Raises MalformedEncoding."""
         return cls.from_members(unpack(data))
+
+
+def follow(
+    validators: Validators, changes: Iterable[SetChange], genesis_digest: bytes, verifier: Verifier
+) -> Validators | str:
+    """Return the set that a chain of changes leads to from a known one, or why it leads nowhere."""
+    height = 0
+    for change in changes:
+        header, certificate = change.header, change.certificate
+        if header.height <= height or header.validators_digest != validators.digest:
+            return "a change of the validator set does not follow the one before"
+        height = header.height
+        if header.genesis_digest != genesis_digest or (certificate.kind, certificate.height, certificate.block) != (
+            Kind.FINALIZE,
+            header.height,
+            header.digest,
+        ):
+            return "a change of the validator set is not certified"
+        if not certificate.is_valid(validators, genesis_digest, verifier):
+            return "a change of the validator set is not signed by a quorum"
+        following = change.following()
+        if following is None:
+            return "a change of the validator set is not under the state root of its header"
+        validators = following
+    return validators
 
 
 def trie_members(trie: TrieProof) -> tuple[Any, ...]:

@@ -117,10 +117,7 @@ class OwnTransactions:
             bundle = Bundle.decode(value, core.limits)
             if bundle.sequence > committed:
                 self.queue.pending[bundle.sequence] = bundle
-                if self._is_signed(bundle):
-                    core.mempool.add(bundle, committed)
-                else:
-                    self._sign_again(bundle)  # the key came while this node did not hold it
+                self._hold([bundle])
 
     def submit_encoded(self, token: int, bodies: tuple[bytes, ...]) -> None:
         """Like `submit`, but looks at the bodies first."""
@@ -217,6 +214,22 @@ class OwnTransactions:
         """An own bundle is in a block."""
         if self.queue.settle(bundle):
             self._core.outputs.append(Erase(PENDING_TABLE, integer_key(bundle.sequence)))
+
+    def skip_to(self, committed: int) -> None:
+        """Blocks up to a snapshot were not seen here: own bundles that they contain are done (SPEC 10.5)."""
+        for sequence in [each for each in self.queue.pending if each <= committed]:
+            del self.queue.pending[sequence]
+            self._core.outputs.append(Erase(PENDING_TABLE, integer_key(sequence)))
+        self._hold(list(self.queue.pending.values()))
+
+    def _hold(self, bundles: Iterable[Bundle]) -> None:
+        """Offer own bundles again, under the present key."""
+        committed = self._core.committed_sequence(self._core.node_id)
+        for bundle in bundles:
+            if self._is_signed(bundle):
+                self._core.mempool.add(bundle, committed)
+            else:
+                self._sign_again(bundle)  # the key came while this node did not hold it
 
     def offer(self, peer: str) -> None:
         """Send a new neighbour what of ours waits for a block."""

@@ -98,6 +98,11 @@ class CatchUp:
         if self._asked == peer:
             self._asked = None
 
+    def forget_question(self, peer: str) -> None:
+        """The neighbour gave another answer than blocks; ask elsewhere."""
+        if self._asked == peer:
+            self._asked = None
+
     def is_asked(self, peer: str) -> bool:
         """Say whether an answer of `peer` is awaited."""
         return self._asked == peer

@@ -8,6 +8,7 @@ import numpy as np
 from cryptography.hazmat.primitives.asymmetric import ed25519
 
 from ledger.genesis import Genesis, GenesisLink
+from ledger.replica import ReplicaSettings
 from ledger.signatures import Ed25519Signer, Ed25519Verifier
 from protocol.entropy import Entropy
 from protocol.parameters import ParameterError
@@ -52,6 +53,11 @@ def node_setup(settings: NodeSettings, genesis: Genesis, entropy: Entropy) -> No
             max_key_size_bits=pool.max_key_size_bits,
             max_key_per_request=pool.max_key_per_request,
             max_key_count=pool.max_key_count,
+        ),
+        replica=ReplicaSettings(
+            snapshot_interval=settings.ledger.snapshot_interval,
+            snapshot_distance=settings.ledger.snapshot_distance,
+            keep_blocks=settings.ledger.keep_blocks,
         ),
     )
 

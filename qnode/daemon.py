@@ -18,7 +18,10 @@ from typing import Any, Final
 
 import structlog
 
+from ledger.chain import BLOCK_TABLE
+from ledger.core import SNAPSHOT_HEAD_TABLE
 from ledger.genesis import Genesis
+from ledger.snapshot import first_block_key
 from protocol.kernels import distillation, emulation
 from qnode.api.admin import Admin
 from qnode.api.devices import DeviceAdmin
@@ -79,7 +82,7 @@ async def serve(settings: NodeSettings, log: Log, ready: Ready) -> None:
         stack.push_async_callback(storage.close)
         jobs = Jobs()
         stack.push_async_callback(jobs.close)
-        stored = {table: await storage.load(table) for table in await storage.tables()}
+        stored = await _load(storage)
         setup = dataclasses.replace(setup, archive=storage, devices=_device_plane(settings))
         node = Node(setup, stored, clock.now_ns())
         driver = Driver(node, storage, jobs, clock.now_ns, log)
@@ -107,6 +110,17 @@ async def serve(settings: NodeSettings, log: Log, ready: Ready) -> None:
         ready({"ready": True, "node_id": settings.node_id, "pid": os.getpid(), **addresses})
         await _until_stopped(stopping, running, log)
     log.info("stopped")
+
+
+async def _load(storage: Storage) -> dict[str, list[tuple[bytes, bytes]]]:
+    """Load what a node starts from: all but the blocks up to its snapshot, which are read when they are asked for.
+
+    Raises StorageError, CorruptLedger.
+    """
+    tables = await storage.tables()
+    heads = await storage.load(SNAPSHOT_HEAD_TABLE)
+    first_keys = {BLOCK_TABLE: first_block_key(heads)}
+    return {table: await storage.load(table, first_keys.get(table, b"")) for table in tables}
 
 
 def _stop_on_signals() -> asyncio.Event:

@@ -176,6 +176,10 @@ class KeyStore:
         """Return (link, block, expiry height) of every block that waits for the chain."""
         return [(link, number, block.expiry_height) for (link, number), block in self._pending.items()]
 
+    def available_blocks(self) -> list[tuple[str, int]]:
+        """Return (link, block) of every committed block that still has key to give."""
+        return [(link_id, number) for link_id, pool in self._pools.items() for number in pool.blocks]
+
     # ---- the pool of a link
 
     def available_bytes(self, link_id: str, *, own: bool = True) -> int:

@@ -276,18 +276,18 @@ class Link:
         running.send_start = max(running.send_start, min(frame.stream_offset, reach, self._send.end))
         self._end(running, SessionAborted(f"the receiver refused: {frame.reason}", 0, attacked=False))
 
-    def recorded(self, record: KeyBlockRecorded) -> None:
+    def recorded(self, block_number: int, secret_bits: int) -> None:
         """The chain committed a block of this link."""
         services = self._services
-        self._unrecorded.pop(record.block_number, None)
-        pending, writes = services.keys.activate(self.link_id, record.block_number)
+        self._unrecorded.pop(block_number, None)
+        pending, writes = services.keys.activate(self.link_id, block_number)
         services.context.write(writes)
         if pending is None:
             services.context.log(
                 "error",
                 "key block committed that this node does not hold",
                 link=self.link_id,
-                block=record.block_number,
+                block=block_number,
                 remedy="its key is unusable; give the link a new pre-shared secret if its sessions fail from now on",
             )
             return
@@ -298,7 +298,7 @@ class Link:
         services.context.write(self._receive.append(peers))
         figures, now_ns = self.figures, services.context.now_ns
         figures.blocks += 1
-        figures.secret_bits += record.secret_bits
+        figures.secret_bits += secret_bits
         figures.first_block_ns = figures.first_block_ns or now_ns
         figures.last_block_ns = now_ns
 

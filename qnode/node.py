@@ -133,6 +133,7 @@ class Node:
             stored=stored,
             archive=setup.archive,
         )
+        self._replica.keep_blocks_for(self._needed_height)
         vault = Vault(setup.identity_seed, setup.entropy)
         roles = {link.link_id: TRANSMITTER if link.transmitter == setup.node_id else RECEIVER for link in setup.links}
         self._keys = KeyStore(vault, roles, stored)
@@ -335,6 +336,8 @@ class Node:
                 context.do(SendTo(peer, traffic, self._broadcast[1], after_sync))
             case ledger_outputs.BlockCommitted():
                 self._committed(output)
+            case ledger_outputs.SnapshotAdopted(height):
+                self._adopted(height)
             case ledger_outputs.TransactionsAdmitted(token):
                 self._admitted(token, None)
             case ledger_outputs.TransactionsRefused(token, reason):
@@ -386,17 +389,34 @@ class Node:
                 continue
             link = self._links[record.link_id]
             if receipt.ok:
-                link.recorded(record)
+                link.recorded(record.block_number, record.secret_bits)
             elif link.role == TRANSMITTER:
                 link.refused_by_chain(record, receipt.reason)
-        for link_id, block_number, expiry_height in self._keys.pending_blocks():
-            if expiry_height < news.height:
-                self._context.write(self._keys.discard(link_id, block_number))
-                self._links[link_id].forget_unrecorded(block_number)
+        self._expire_pending(news.height)
         if self._proof_waiters:
             waiters, self._proof_waiters = self._proof_waiters, []
             for waiter in waiters:
                 self._prove(*waiter)
+
+    def _adopted(self, height: int) -> None:
+        """The chain went on by a snapshot: key blocks recorded in what was not executed here become available."""
+        self._context.height = height
+        for link_id, block_number, _ in sorted(self._keys.pending_blocks()):
+            recorded = self.state.key_block(link_id, block_number)
+            if recorded is not None:
+                self._links[link_id].recorded(block_number, recorded.secret_bits)
+        self._expire_pending(height)
+
+    def _expire_pending(self, height: int) -> None:
+        for link_id, block_number, expiry_height in self._keys.pending_blocks():
+            if expiry_height < height:
+                self._context.write(self._keys.discard(link_id, block_number))
+                self._links[link_id].forget_unrecorded(block_number)
+
+    def _needed_height(self) -> int | None:
+        """Return the lowest height whose block proves a key that this node may still deliver, or None."""
+        found = [self.state.key_block(*name) for name in self._keys.available_blocks()]
+        return min((block.height for block in found if block is not None), default=None)
 
     # ---- requests
 

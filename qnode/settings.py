@@ -155,6 +155,34 @@ class PoolSettings:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class LedgerSettings:
+    """What this node keeps of the chain, and how it starts: `[ledger]`. None of it decides validity."""
+
+    snapshot_interval: int = setting(
+        "blocks", "a restart executes at most the blocks after the last snapshot; 0 takes none", 1000, low=0, high=10**9
+    )
+    snapshot_distance: int = setting(
+        "blocks",
+        "a node further behind fetches a peer's snapshot; nearer, it executes every block itself",
+        20_000,
+        low=100,
+        high=10**12,
+    )
+    keep_blocks: int = setting(
+        "blocks",
+        "0 keeps all, which a full audit needs; else older ones are erased once a snapshot lies above them",
+        0,
+        low=0,
+        high=10**12,
+    )
+
+    def __post_init__(self) -> None:
+        _require(not 0 < self.keep_blocks < 1000, "keep_blocks below 1000 leaves no margin for peers; give 0 or more")
+        pruning_without = self.keep_blocks and not self.snapshot_interval
+        _require(not pruning_without, "keep_blocks needs snapshots to start from; set snapshot_interval")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class DeviceSettings:
     """The broker through which devices reach this node, and the emulated quantum channel to them: `[devices]`."""
 
@@ -233,6 +261,7 @@ class NodeSettings:
     peer_to_peer: PeerToPeerSettings
     api: ApiSettings
     pool: PoolSettings = dataclasses.field(default_factory=PoolSettings)
+    ledger: LedgerSettings = dataclasses.field(default_factory=LedgerSettings)
     devices: DeviceSettings = dataclasses.field(default_factory=DeviceSettings)
     peers: tuple[PeerSettings, ...] = ()
     links: tuple[LinkSettings, ...] = ()
@@ -360,6 +389,7 @@ def describe() -> Iterator[tuple[str, str, dataclasses.Field[Any], Setting]]:
         "peer_to_peer": PeerToPeerSettings,
         "api": ApiSettings,
         "pool": PoolSettings,
+        "ledger": LedgerSettings,
         "devices": DeviceSettings,
         "[peers]": PeerSettings,
         "link.<link_id>": LinkSettings,

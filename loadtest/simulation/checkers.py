@@ -18,7 +18,7 @@ from ledger.encoding import MalformedEncoding, digest, integer_key
 from ledger.genesis import GenesisNode
 from ledger.guard import STEPS, Record
 from ledger.messages import Message, ProposalMessage, StatementMessage, decode
-from ledger.outputs import BlockCommitted, Output, PeerFaulted, SendMessage, Store
+from ledger.outputs import BlockCommitted, Output, PeerFaulted, SendMessage, SnapshotAdopted, Store
 from ledger.transactions import EquivocationProven
 from ledger.votes import FRESH, Certificate, Evidence, Kind, Statement
 from loadtest.simulation.world import SimulatedNode, World
@@ -55,6 +55,7 @@ class Checkers:
         self.nullified: set[tuple[int, int]] = set()
         self.commits: dict[int, dict[int, bytes]] = {}
         self.checks = 0
+        self.adoptions = 0
 
     def _require(self, condition: bool, invariant: int, node: SimulatedNode, text: str) -> None:
         self.checks += 1
@@ -81,6 +82,8 @@ class Checkers:
         for output in outputs:
             if isinstance(output, BlockCommitted):
                 self._on_commit(node, output)
+            elif isinstance(output, SnapshotAdopted):
+                self._on_adoption(node, output.height)
             elif isinstance(output, Store) and output.table == CERTIFICATE_TABLE:
                 self._on_certificate(node, Certificate.decode(output.value))
             elif isinstance(output, Store) and output.table == EVIDENCE_TABLE:
@@ -223,6 +226,15 @@ class Checkers:
                 if receipt.ok and isinstance(receipt.transaction, EquivocationProven):
                     signer = Statement.decode(receipt.transaction.one).signer
                     self.suspended.setdefault(signer, height)
+
+    def _on_adoption(self, node: SimulatedNode, height: int) -> None:
+        """A fetched snapshot is a state that others reached by executing every block."""
+        self.adoptions += 1
+        self._require(height > self.heights.get(node.node_id, 0), 9, node, f"goes back to the snapshot of {height}")
+        self.heights[node.node_id] = height
+        if node.replica is not None and node.replica.height == height:
+            root = self.state_roots.get(height)
+            self._require(root == node.replica.state.root, 18, node, f"adopts another state at height {height}")
 
     def _check_order(self, node: SimulatedNode, block: Block) -> None:
         for bundle in block.bundles:

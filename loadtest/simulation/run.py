@@ -18,7 +18,11 @@ SETTINGS = ReplicaSettings(
     heartbeat_ns=1_000 * MS,
     anti_entropy_ns=300 * MS,
     catch_up_timeout_ns=500 * MS,
+    snapshot_interval=3,
+    snapshot_distance=5,
+    keep_blocks=4,
 )
+"""Snapshots and pruning come often, so that every run restarts from them and fetches them."""
 LIVENESS_BOUND_NS = 300_000 * MS
 """After healing everything must be committed within this: view timers may have grown to 60 · T0 each."""
 HEIGHTS_AFTER_HEALING = 3
@@ -35,6 +39,7 @@ class RunResult:
     events: int
     checks: int
     heights: int
+    adoptions: int
     views_max: int
     crashes: int
     transactions: int
@@ -119,6 +124,7 @@ def run_seed(
         events=world.events,
         checks=checkers.checks,
         heights=max(checkers.committed, default=0),
+        adoptions=checkers.adoptions,
         views_max=max((view for _, view in checkers.notarized), default=0),
         crashes=sum(node.lives - 1 for node in world.nodes.values()),
         transactions=len(checkers.executed),

@@ -113,12 +113,12 @@ class Storage:
         if writes:
             await self._submit(_Task("commit", tuple(writes)))
 
-    async def load(self, table: str) -> list[tuple[bytes, bytes]]:
-        """Return all (key, value) of `table`, ordered by key.
+    async def load(self, table: str, first_key: bytes = b"") -> list[tuple[bytes, bytes]]:
+        """Return all (key, value) of `table` from `first_key` on, ordered by key.
 
         Raises ChecksumError when a record fails its CRC-32, naming how many and the first key.
         """
-        rows: list[tuple[bytes, bytes]] = await self._submit(_Task("load", table))
+        rows: list[tuple[bytes, bytes]] = await self._submit(_Task("load", (table, first_key)))
         return rows
 
     def read(self, table: str, key: bytes) -> bytes | None:
@@ -195,7 +195,7 @@ class Storage:
             _report(commits, outcome)
         for task in group:
             if task.kind == "load":
-                _report([task], self._guarded(lambda table=task.argument: self._read(table)))  # type: ignore[misc]
+                _report([task], self._guarded(lambda argument=task.argument: self._read(*argument)))  # type: ignore[misc]
             elif task.kind == "tables":
                 _report([task], self._guarded(self._table_names))
 
@@ -225,8 +225,9 @@ class Storage:
         self.commits_count += len(commits)
         self.syncs_count += 1
 
-    def _read(self, table: str) -> list[tuple[bytes, bytes]]:
-        rows = self._database.execute("SELECT key, value, crc32 FROM record WHERE name = ? ORDER BY key", (table,))
+    def _read(self, table: str, first_key: bytes) -> list[tuple[bytes, bytes]]:
+        query = "SELECT key, value, crc32 FROM record WHERE name = ? AND key >= ? ORDER BY key"
+        rows = self._database.execute(query, (table, first_key))
         good: list[tuple[bytes, bytes]] = []
         bad: list[bytes] = []
         for key, value, crc32 in rows:

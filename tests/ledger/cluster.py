@@ -138,6 +138,10 @@ class Net:
                 self._queue.append((output.peer, MessageReceived(name, output.payload)))
         return outputs
 
+    def inject(self, target: str, source: str, payload: bytes) -> None:
+        """Put a message on its way that `source` never sent."""
+        self._queue.append((target, MessageReceived(source, payload)))
+
     def settle(self) -> None:
         while self._queue:
             self._step(*self._queue.popleft())

@@ -103,7 +103,7 @@ def test_without_any_of_the_changes_the_rest_does_not_hold() -> None:
 
 def test_reordered_and_repeated_changes_are_refused() -> None:
     for bad in ([*reversed(changes())], [changes()[0], changes()[0], *changes()[1:]]):
-        with pytest.raises(ProofError, match="out of order|no proven change"):
+        with pytest.raises(ProofError, match=r"out of order|no proven change"):
             light(follow=False).follow(bad)
 
 

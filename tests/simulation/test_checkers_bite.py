@@ -15,7 +15,7 @@ from loadtest.simulation.faults import FaultPlan
 from loadtest.simulation.network import MS
 from loadtest.simulation.run import RunResult, run_seed
 
-SEEDS = range(40)
+SEEDS = range(80)
 LIARS = FaultPlan(lies=("agree_with_all", "equivocate"), duration_ns=6_000 * MS)
 FORGERS = FaultPlan(lies=("agree_with_all", "equivocate", "propose_fresh"), duration_ns=8_000 * MS)
 
@@ -49,7 +49,7 @@ def test_forgotten_statements_are_noticed_as_double_votes(monkeypatch: pytest.Mo
     allow_everything(monkeypatch)
     tables = frozenset({STATEMENT_TABLE})
     violation = first_violation(lambda seed: run_seed(seed, 4, topology="mesh", dropped_tables=tables))
-    assert "invariant 2" in violation
+    assert "invariant 2 " in violation or "invariant 8 " in violation  # a step that is said again, or one below it
 
 
 def test_votes_without_justification_are_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
