@@ -13,6 +13,7 @@ from typing import Any, Final
 import msgpack
 import numpy as np
 
+from ledger.contracts.device_rules import device_floor
 from ledger.execution import Receipt
 from ledger.signatures import Verifier
 from ledger.state import DeviceState, State
@@ -201,6 +202,7 @@ class Devices:
                     "key_bits": 8 * len(device.keys[0].key) if device.keys else 0,
                     "missing": window.missing if window else 0,
                     "attack": device.attack,
+                    "floor": self._floor_document(known),
                     "alarm": known.alarm_reason if known is not None and known.alarmed else None,
                     "alarms_raised": known.alarms_raised if known is not None else 0,
                     **figures,
@@ -211,6 +213,15 @@ class Devices:
             "devices": entries,
             "enrolments_open": sum(1 for each in self._enrolments.values() if not each.request),
             "refusals": dict(self._refusals),
+        }
+
+    def _floor_document(self, known: DeviceState | None) -> dict[str, int]:
+        if known is None:
+            return {}
+        bits, millibits = device_floor(self._state(), known.device_id, known.node_id)
+        return {
+            "key_bits_min": max(known.key_bits_min, bits),
+            "security_millibits_min": max(known.security_millibits_min, millibits),
         }
 
     def alarmed(self) -> list[str]:
@@ -273,6 +284,10 @@ class Devices:
             device.figures.replayed += 1
             self._alarms.suspected(device.device_id, REPLAYED)
             return f"session: {counter} is not a new session of this device: repeated, or of another state"
+        try:
+            policy = self._policy(device.device_id)
+        except ParameterError as error:
+            return f"device: no session keeps the floor of the chain's policies: {error}"
         for key in dict.fromkeys((device.authentication_key, device.previous_key)):
             channel = Channel(device.device_id, counter, NODE, key)
             try:
@@ -298,7 +313,7 @@ class Devices:
             transmitter.attack = make_eavesdropper(device.attack, {}, physics)
         device.session = NodeSession(
             Channel(device.device_id, counter, NODE, device.authentication_key),
-            _policy(self._state().device(device.device_id)),
+            policy,
             self._plane.parameters,
             transmitter,
             self._context.entropy,
@@ -306,6 +321,16 @@ class Devices:
             self._plane.kem,
         )
         return None
+
+    def _policy(self, device_id: str) -> DevicePolicy:
+        """Return the floor in force for a device (S4-6.1): its record's, or what policies have raised it to."""
+        known = self._state().device(device_id)
+        assert known is not None, "only a device on the chain has sessions"
+        return self._in_force(device_id, DevicePolicy(known.key_bits_min, known.security_millibits_min))
+
+    def _in_force(self, device_id: str, floor: DevicePolicy) -> DevicePolicy:
+        """Raises ParameterError where the policies want more than any session gives."""
+        return floor.raised(*device_floor(self._state(), device_id, self._context.node_id))
 
     def _session_answered(self, request_id: int, device: _Device, session: NodeSession, answer: bytes | None) -> None:
         if self._devices.get(device.device_id) is not device:
@@ -393,7 +418,8 @@ class Devices:
         if len(self._devices) >= DEVICES_MAX or len(self._enrolments) >= ENROLMENTS_MAX:
             return RequestError(409, f"at most {DEVICES_MAX} devices and {ENROLMENTS_MAX} open enrolments; revoke some")
         try:
-            policy = DevicePolicy(request.key_bits_min, request.security_millibits_min)
+            asked = DevicePolicy(request.key_bits_min, request.security_millibits_min)
+            policy = self._in_force(request.device_id, asked)
         except ParameterError as error:
             return RequestError(400, str(error))
         enrolled = _Enrolment(request.device_id, self._context.entropy.take(enrolment.CODE_BYTES), policy)
@@ -585,11 +611,6 @@ def _refusal(known: DeviceState | None, device: _Device | None, node_id: str) ->
     if known.node_id != node_id:
         return f"device: served by {known.node_id}"
     return None if device is not None else "device: this node has lost its secret; revoke it and enrol another name"
-
-
-def _policy(known: DeviceState | None) -> DevicePolicy:
-    assert known is not None, "only a device on the chain has sessions"
-    return DevicePolicy(known.key_bits_min, known.security_millibits_min)
 
 
 def _was_sealed(key: TelemetryKey, payload: bytes) -> bool:

@@ -41,6 +41,7 @@ from protocol.lightweight.records import (
     Sifted,
     pack_positions,
 )
+from protocol.parameters import ParameterError
 from protocol.records import MalformedMessage, Record
 
 _Expected = TypeVar("_Expected", bound=Record)
@@ -99,10 +100,17 @@ class DeviceSession:
         entropy: Entropy,
         codes: dict[bytes, ParityCode],
         kem: Kem | None = None,
+        planned: DevicePolicy | None = None,
     ) -> None:
-        """`codes`: parity codes by digest, kept over sessions and filled here; `kem`: for hybrid keys."""
+        """`codes`: parity codes by digest, kept over sessions and filled here; `kem`: for hybrid keys.
+
+        `planned`: the floor that `wish` keeps, if that is not the device's own `policy`.
+        """
         self._channel = channel
-        self._policy = policy
+        self._own_policy = policy
+        self._planned = planned or policy
+        self.policy = policy
+        """The floor in force: the device's own until the node has said it."""
         self._wish = wish
         self._receiver = receiver
         self._entropy = entropy
@@ -156,6 +164,7 @@ class DeviceSession:
         prepared = _expect(Prepared, (yield self._begin()))
         if not wish.sifted_bits <= prepared.pulse_count <= PULSES_MAX or not 0 < prepared.frame_bits <= FRAME_BITS_MAX:
             raise SessionFailed("the node's preparation is out of bounds")
+        self._take_floor(prepared)
         self._waiting_light = self._light is None
         light = self._light if self._light is not None else (yield prepared)
         self._waiting_light = False
@@ -190,6 +199,17 @@ class DeviceSession:
             raise SessionFailed("the strings differ after correction: the session is discarded")
         shared, ciphertext = self._encapsulate(prepared.kem_key)
         return (yield from self._agree(key_bits, len(keyed), length, shared, ciphertext))
+
+    def _take_floor(self, prepared: Prepared) -> None:
+        """Obey the floor in force, which is never below our own; end before a qubit is spent on too little."""
+        try:
+            self.policy = self._own_policy.raised(prepared.key_bits_min, prepared.security_millibits_min)
+        except ParameterError as error:
+            raise SessionFailed(f"no session keeps the floor that the node names: {error}") from None
+        if not self._planned.covers(self.policy):
+            raise SessionFailed(
+                f"the floor is {self.policy.key_bits_min} bits at ε = {self.policy.epsilon:.0e} now: this was for less"
+            )
 
     def _begin(self) -> Begin:
         wish = self._wish
@@ -260,10 +280,10 @@ class DeviceSession:
         """Compute the length; refuse a session that would go below the floor of the policy."""
         if any(e > n for e, n in zip(counts.errors, counts.bits, strict=True)):
             raise SessionFailed("more errors than bits")
-        length = session_length(counts, self._policy.epsilon)
-        self.figures.qber, self.figures.epsilon = counts.qber, self._policy.epsilon
+        length = session_length(counts, self.policy.epsilon)
+        self.figures.qber, self.figures.epsilon = counts.qber, self.policy.epsilon
         self.figures.secret_bits = length.bits
-        floor = CONTROL_BITS + self._policy.key_bits_min
+        floor = CONTROL_BITS + self.policy.key_bits_min
         if length.bits < floor:
             reason = length.reason or f"{length.bits} secret bits; the policy needs {floor}"
             raise SessionFailed(reason, qber_ppm=round(counts.qber * 1e6))
@@ -273,7 +293,7 @@ class DeviceSession:
         self, bits: int, size_bits: int, length: SessionLength, shared: bytes, ciphertext: bytes
     ) -> Generator[Record, _Step, SessionKey]:
         """Hash, challenge the node, answer its challenge, and wait until it has stored the key."""
-        wanted = max(self._policy.key_bits_min, self._wish.key_bits)
+        wanted = max(self.policy.key_bits_min, self._wish.key_bits)
         key_bits = min(wanted, length.bits - CONTROL_BITS) // 8 * 8
         output = CONTROL_BITS + key_bits
         seed = self._entropy.take((size_bits - 1 + 7) // 8)

@@ -38,6 +38,17 @@ class DevicePolicy:
         require_range("security_millibits_min", self.security_millibits_min, 13_000, 120_000, "millibits")
         require(self.key_bits_min % 8 == 0, "key_bits_min must be a multiple of 8")
 
+    def raised(self, key_bits_min: int, security_millibits_min: int) -> "DevicePolicy":
+        """Return the stricter of this floor and another in both respects. Raises ParameterError beyond any session."""
+        return DevicePolicy(
+            max(self.key_bits_min, -(-key_bits_min // 8) * 8),
+            max(self.security_millibits_min, security_millibits_min),
+        )
+
+    def covers(self, other: "DevicePolicy") -> bool:
+        """Say whether what keeps this floor keeps the other."""
+        return self.key_bits_min >= other.key_bits_min and self.security_millibits_min >= other.security_millibits_min
+
     @property
     def epsilon(self) -> float:
         """The largest ε that the policy allows for one key: secrecy and correctness together."""

@@ -234,7 +234,8 @@ class NodeSession:
         self.light = self.transmitter.emit(figures.pulses)
         kem_key = self._offer_kem() if begin.hybrid else b""
         digest = hashlib.sha256(described).digest()
-        detected = _expect(Detected, (yield Prepared(figures.pulses, frame_bits, digest, kem_key)))
+        floor = (self.policy.key_bits_min, self.policy.security_millibits_min)
+        detected = _expect(Detected, (yield Prepared(figures.pulses, frame_bits, digest, kem_key, *floor)))
         self.light = b""
         ours, bob_basis, matched = self._sift(detected)
         answer = Sifted(np.packbits(matched, bitorder="little").tobytes(), described if detected.lacks_code else b"")

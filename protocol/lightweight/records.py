@@ -27,13 +27,18 @@ class Begin(Record):
 
 @dataclass(frozen=True, slots=True)
 class Prepared(Record):
-    """Node: the light is on its way; the string will be corrected in a frame of `frame_bits` with this code."""
+    """Node: the light is on its way; the string will be corrected in a frame of `frame_bits` with this code.
+
+    The floor is the one in force for this session: the device's own, or what the chain's policies have raised it to.
+    """
 
     KIND = 2
     pulse_count: int
     frame_bits: int
     code_digest: bytes
     kem_key: bytes
+    key_bits_min: int
+    security_millibits_min: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -101,7 +101,10 @@ class Agent:
         if state.charge_j is not None:
             battery.charge_j = state.charge_j
         self.figures = AgentFigures()
-        self._policy = policy
+        self._own_policy = policy
+        self.policy = policy
+        """The floor in force, as the node said last; the device's own before."""
+        self._floor_heard_ns = 0
         self._entropy = entropy
         self._receiver = DeviceReceiver(battery.profile.receiver(), entropy, physics)
         self._save = save
@@ -157,7 +160,11 @@ class Agent:
 
     def begin_session(self, now_ns: int) -> Outgoing:
         """Begin a session, or find that the battery does not allow one (`figures.too_weak`)."""
-        plan = plan_session(self.battery, self._policy)
+        planned = self.policy
+        plan = plan_session(self.battery, planned)
+        if isinstance(plan, TooWeak) and self._may_ask_again(now_ns):
+            planned = self._own_policy
+            plan = plan_session(self.battery, planned)
         if isinstance(plan, TooWeak):
             known, self.figures.too_weak = self.figures.too_weak, plan.reason
             self._pause_until_ns = now_ns + 10 * RETRY_NS
@@ -167,11 +174,20 @@ class Agent:
         self._persist()
         channel = Channel(self.state.device_id, self.state.counter, DEVICE, self.state.authentication_key)
         self._session = DeviceSession(
-            channel, self._policy, plan.wish, self._receiver, self._entropy, self._codes, self._kem
+            *(channel, self._own_policy, plan.wish, self._receiver, self._entropy, self._codes, self._kem),
+            planned,
         )
         self._session_begun_ns = self._session_said_ns = now_ns
         self._session_retries = 0
         return [("session", self._session.start())]
+
+    def _may_ask_again(self, now_ns: int) -> bool:
+        """Say whether to begin a session only to hear the floor: it was raised beyond our means, and may be lowered.
+
+        Such a session ends before a qubit is measured if it was not.
+        """
+        heard_s = (now_ns - self._floor_heard_ns) / 1e9
+        return self.policy != self._own_policy and heard_s > self.battery.profile.refresh_s
 
     def received(self, channel: str, payload: bytes, now_ns: int) -> Outgoing:
         """Take a frame from the node; whatever it is, nothing raises."""
@@ -204,6 +220,10 @@ class Agent:
 
     def _session_ended(self, session: DeviceSession, now_ns: int) -> None:
         self._session = None
+        if session.policy != self.policy:
+            self.policy = session.policy
+        if session.policy != self._own_policy:
+            self._floor_heard_ns = now_ns
         figures = session.figures
         joules = session_energy_j(self.battery.profile, figures)
         self.battery.spend("keys", joules)

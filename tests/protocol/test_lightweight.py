@@ -113,7 +113,7 @@ def exact_tail(unseen: int, sample: int, seen: int, total: int) -> Fraction:
 
 
 @given(st.integers(1, 40), st.integers(1, 40), st.data())
-@settings(max_examples=60)
+@settings(max_examples=60, deadline=None)
 def test_the_error_bound_is_the_exact_quantile(unseen: int, sample: int, data: st.DataObject) -> None:
     seen = data.draw(st.integers(0, sample))
     probability = data.draw(st.sampled_from([1e-2, 1e-4, 1e-8]))

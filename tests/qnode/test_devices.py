@@ -8,6 +8,12 @@ from typing import Any
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from ledger.contracts.actions import encode_action
+from ledger.contracts.document import policy_from_document
+from ledger.contracts.entries import PolicyEntry
+from ledger.contracts.policy_actions import SetPolicy
+from ledger.transactions import GovernanceApproved, GovernanceProposed, transaction_id
+from ledger.transactions import encode as encode_transaction
 from protocol.entropy import SeededEntropy
 from protocol.lightweight import enrolment
 from protocol.lightweight.enrolment import Enrol
@@ -27,6 +33,7 @@ from qnode.inputs import (
     RequestError,
     RevokeDevice,
     SetDeviceAttack,
+    SubmitTransactions,
 )
 from tests.protocol.test_lightweight import PARAMETERS
 from tests.qnode.virtual import Cluster
@@ -465,3 +472,67 @@ def test_readings_are_shown_after_a_restart(ward: Ward) -> None:
     assert isinstance(answer, DocumentAnswer)
     assert [each["reading"]["bpm"] for each in answer.document["readings"]] == [2, 3, 4]
     assert ward.cluster.answer("node-1", GetReadings("nobody", 3)).status == 404
+
+
+def govern(ward: Ward, **rules: Any) -> None:
+    """Let the validators put a policy for devices in force."""
+    policy = policy_from_document({"name": "floor", "select": {"devices": ["*"]}, "device": rules})
+    cluster = ward.cluster
+    expiry = cluster.hosts["node-1"].node.state.height + 1000  # type: ignore[union-attr]
+    action = encode_action(SetPolicy(policy.encoded))
+    proposal = encode_transaction(GovernanceProposed("node-1", action, expiry))
+    cluster.answer("node-1", SubmitTransactions((proposal,), until_committed=True))
+    for name in cluster.hosts:
+        approval = encode_transaction(GovernanceApproved(transaction_id(proposal), name))
+        cluster.answer(name, SubmitTransactions((approval,), until_committed=True))
+    cluster.run(
+        lambda: all(
+            any(policy.name == entry.name for entry in host.node.state.entries(PolicyEntry))  # type: ignore[union-attr]
+            for host in cluster.hosts.values()
+        ),
+        30,
+    )
+
+
+def test_a_floor_that_policies_raise_is_kept_from_the_next_key_on(ward: Ward) -> None:
+    assert ward.agent is not None
+    ward.live(1)
+    assert len(ward.agent._keys[0].key) * 8 >= 256
+    govern(ward, key_bits_min=1000, security_bits_min=40.0)
+    (entry,) = ward.status()["devices"]
+    assert entry["floor"] == {"key_bits_min": 1000, "security_millibits_min": 40_000}
+    ward.carry(ward.agent.begin_session(ward.cluster.now_ns))
+    figures = ward.agent.figures
+    assert figures.session_failures == 1 and "this was for less" in str(figures.last_failure)
+    assert figures.last_session["qubits"] == 0  # no light was measured for it
+    ward.cluster.run(lambda: False, 1)
+    ward.carry(ward.agent.begin_session(ward.cluster.now_ns))
+    assert figures.keys == 2 and figures.last_session["key_bits"] >= 1000
+    assert figures.last_session["epsilon"] == pytest.approx(2**-40)
+    (entry,) = ward.status()["devices"]
+    assert entry["key_bits"] >= 1000 and entry["attacked"] == 0 and entry["alarm"] is None
+
+
+def test_a_device_that_is_too_weak_for_a_raised_floor_says_so_and_asks_again(ward: Ward) -> None:
+    assert ward.agent is not None
+    ward.live(1)
+    govern(ward, key_bits_min=4096)
+    ward.carry(ward.agent.begin_session(ward.cluster.now_ns))
+    ward.cluster.run(lambda: False, 1)
+    said = ward.agent.begin_session(ward.cluster.now_ns)
+    assert said[0][0] == "status" and said[0][1].startswith(b"too weak: ") and ward.agent.has_key
+    govern(ward, key_bits_min=512)
+    ward.cluster.run(lambda: False, PROFILE.refresh_s + 1)
+    ward.carry(ward.agent.begin_session(ward.cluster.now_ns))  # planned for its own floor: hears the new one
+    ward.cluster.run(lambda: False, 1)
+    ward.carry(ward.agent.begin_session(ward.cluster.now_ns))
+    assert ward.agent.figures.keys == 2 and ward.agent.figures.last_session["key_bits"] >= 512
+    assert ward.agent.figures.too_weak is None
+
+
+def test_a_new_device_is_enrolled_with_the_floor_that_the_policies_want(ward: Ward) -> None:
+    govern(ward, key_bits_min=515)
+    answer = issue(ward.cluster, "ecg-2")
+    assert (answer.key_bits_min, answer.security_millibits_min) == (520, 33_219)
+    other = Ward(ward.cluster, "ecg-2")
+    assert isinstance(other.enrol(answer), enrolment.Enrolled)
