@@ -228,8 +228,20 @@ class ResultWriter:
             self._write_run()
 
     def overhead(self, overhead: Overhead) -> None:
-        """Keep what measuring cost."""
-        self._overhead = overhead
+        """Keep what measuring cost; several calls (one per case) add up."""
+        before = self._overhead
+        if before is None or before.seconds + overhead.seconds <= 0:
+            self._overhead = overhead
+            return
+        seconds = before.seconds + overhead.seconds
+        cpu_s = before.cpu_share * before.seconds + overhead.cpu_share * overhead.seconds
+        interval_s = before.interval_s_mean * before.seconds + overhead.interval_s_mean * overhead.seconds
+        self._overhead = Overhead(
+            cpu_share=round(cpu_s / seconds, 6),
+            samples=before.samples + overhead.samples,
+            seconds=round(seconds, 3),
+            interval_s_mean=round(interval_s / seconds, 3),
+        )
 
     def finish(self, reason: str | None = None) -> None:
         """Close the result: complete, or partial for a reason. A second call changes nothing."""

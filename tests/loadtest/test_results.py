@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from loadtest.measure.histograms import BOOK_KEYS_MAX, LatencyBook, LatencyHistogram
 from loadtest.results.reader import Result
-from loadtest.results.records import Commit, LinkSample, NodeSample, Run, Topology, TopologyLink, TopologyNode
+from loadtest.results.records import Commit, LinkSample, NodeSample, Overhead, Run, Topology, TopologyLink, TopologyNode
 from loadtest.results.surroundings import machine, versions
 from loadtest.results.writer import ResultError, ResultWriter, new_directory
 
@@ -275,3 +275,11 @@ def test_surroundings_name_the_machine_but_not_its_host() -> None:
     here = machine()
     assert here.cores >= 1 and here.memory_mib > 100 and here.cpu_model
     assert versions().python.count(".") == 2
+
+
+def test_the_cost_of_measuring_adds_up(tmp_path: Path) -> None:
+    with ResultWriter(tmp_path / "run", a_run()) as writer:
+        writer.overhead(Overhead(cpu_share=0.01, samples=100, seconds=10.0, interval_s_mean=1.0))
+        writer.overhead(Overhead(cpu_share=0.02, samples=300, seconds=30.0, interval_s_mean=3.0))
+    found = Result(tmp_path / "run").run.overhead
+    assert found == Overhead(cpu_share=0.0175, samples=400, seconds=40.0, interval_s_mean=2.5)
