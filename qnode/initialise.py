@@ -49,6 +49,15 @@ class InitialiseError(ValueError):
 
 
 @dataclass(frozen=True, slots=True)
+class Address:
+    """Where one node listens, for peers and for applications."""
+
+    host: str
+    peer_port: int
+    api_port: int
+
+
+@dataclass(frozen=True, slots=True)
 class Plan:
     """What to write; see `qnode init --help`."""
 
@@ -61,6 +70,7 @@ class Plan:
     log_level: str = "info"
     seed: int | None = None
     validators: int | None = None  # how many of the first nodes vote; all, up to VALIDATORS_MAX, without
+    addresses: tuple["Address", ...] = ()  # where each node listens; free ports of `host` without
 
 
 def read_topology(name: str, node_count: int | None) -> Topology:
@@ -125,7 +135,8 @@ class _Writer:
 
     def write(self) -> Genesis:
         ids = self._plan.topology.node_ids
-        ports = free_ports(self._plan.host, 2 * len(ids), self._plan.base_port)
+        addresses = self._plan.addresses or self._free_addresses(len(ids))
+        assert len(addresses) == len(ids), f"{len(addresses)} addresses for {len(ids)} nodes"
         validators = VALIDATORS_MAX if self._plan.validators is None else self._plan.validators
         contacts = topologies.contacts(self._plan.topology, validators)
         self._pair("ca/ca", self._authority.certificate, self._authority.key)
@@ -133,7 +144,7 @@ class _Writer:
         for _, sae_id in saes:
             self._client(Identity("sae", sae_id))
         self._client(Identity("operator", "operator"))
-        keys = {node_id: self._identity(node_id) for node_id in ids}
+        keys = {each: self._identity(each, at.host) for each, at in zip(ids, addresses, strict=True)}
         self._pre_shared_secrets()
         genesis = Genesis(
             chain_id=self._plan.chain_id,
@@ -144,10 +155,16 @@ class _Writer:
         )
         self._file("genesis.json", genesis.to_json().encode(), private=False)
         for n, node_id in enumerate(ids):
-            self._file(f"{node_id}.toml", self._toml(n, contacts[node_id], ports).encode(), private=False)
+            self._file(f"{node_id}.toml", self._toml(n, contacts[node_id], addresses).encode(), private=False)
         return genesis
 
-    def _identity(self, node_id: str) -> bytes:
+    def _free_addresses(self, count: int) -> tuple[Address, ...]:
+        """Ports come in pairs, peers first, then API."""
+        host = self._plan.host
+        ports = free_ports(host, 2 * count, self._plan.base_port)
+        return tuple(Address(host, ports[2 * n], ports[2 * n + 1]) for n in range(count))
+
+    def _identity(self, node_id: str, host: str) -> bytes:
         key = ed25519.Ed25519PrivateKey.from_private_bytes(self._entropy.take(32))
         public = key.public_key()
         self._file(f"{node_id}/identity.key", _key_pem(key), private=True)
@@ -155,7 +172,7 @@ class _Writer:
         self._file(f"{node_id}/peer.crt", _certificate_pem(peer), private=False)
         self._file(f"{node_id}/ca.crt", _certificate_pem(self._authority.certificate), private=False)
         api_key = ec.generate_private_key(ec.SECP256R1())
-        names = tuple(dict.fromkeys((*API_NAMES, self._plan.host, node_id, *self._plan.server_names)))
+        names = tuple(dict.fromkeys((*API_NAMES, host, node_id, *self._plan.server_names)))
         api = self._authority.issue(Identity("node", node_id), api_key.public_key(), self._now, server_names=names)
         self._pair(f"{node_id}/api", api, api_key)
         return public.public_bytes_raw()
@@ -170,8 +187,8 @@ class _Writer:
             for end in (link.transmitter, link.receiver):
                 self._file(f"{end}/{link.link_id}.psk", secret, private=True)
 
-    def _toml(self, n: int, contacts: Sequence[str], ports: Sequence[int]) -> str:
-        """Return one node's configuration; ports come in pairs, peers first, then API."""
+    def _toml(self, n: int, contacts: Sequence[str], addresses: Sequence[Address]) -> str:
+        """Return one node's configuration."""
         plan, node_id = self._plan, self._plan.topology.node_ids[n]
         text = json.dumps  # a TOML basic string has the escapes of a JSON string
         lines = [
@@ -185,14 +202,14 @@ class _Writer:
             *([f"seed = {plan.seed + n}"] if plan.seed is not None else []),
             "",
             "[peer_to_peer]",
-            f"listen_host = {text(plan.host)}",
-            f"listen_port = {ports[2 * n]}",
+            f"listen_host = {text(addresses[n].host)}",
+            f"listen_port = {addresses[n].peer_port}",
             f"ca = {text(f'{node_id}/ca.crt')}",
             f"certificate = {text(f'{node_id}/peer.crt')}",
             "",
             "[api]",
-            f"listen_host = {text(plan.host)}",
-            f"listen_port = {ports[2 * n + 1]}",
+            f"listen_host = {text(addresses[n].host)}",
+            f"listen_port = {addresses[n].api_port}",
             f"ca = {text(f'{node_id}/ca.crt')}",
             f"certificate = {text(f'{node_id}/api.crt')}",
             f"key = {text(f'{node_id}/api.key')}",
@@ -204,8 +221,9 @@ class _Writer:
                 lines += [f"pre_shared_secret = {text(f'{node_id}/{link.link_id}.psk')}"]
         index = {each: at for at, each in enumerate(plan.topology.node_ids)}
         for peer in contacts:
-            lines += ["", "[[peers]]", f"node_id = {text(peer)}", f"host = {text(plan.host)}"]
-            lines += [f"port = {ports[2 * index[peer]]}"]
+            there = addresses[index[peer]]
+            lines += ["", "[[peers]]", f"node_id = {text(peer)}", f"host = {text(there.host)}"]
+            lines += [f"port = {there.peer_port}"]
         return "\n".join(lines) + "\n"
 
     def _pair(self, stem: str, certificate: x509.Certificate, key: PrivateKey) -> None:

@@ -25,6 +25,14 @@ def honest(settings: NodeSettings, log: daemon.Log, ready: Callable[[dict[str, A
     daemon.run(settings, log, ready)
 
 
+def equivocate(settings: NodeSettings, log: daemon.Log, ready: Callable[[dict[str, Any]], None]) -> None:
+    """Run the daemon with a replica that says two things at once."""
+    from loadtest.fleet import equivocator
+
+    equivocator.take_over()
+    honest(settings, log, ready)
+
+
 def draw(settings: NodeSettings, log: daemon.Log, ready: Callable[[dict[str, Any]], None]) -> None:
     """Write to the log what this fork draws from each generator of its own, and end: for the fleet's own tests."""
     drawn = [random.getrandbits(64), secrets.randbits(64), int.from_bytes(nacl.utils.random(8), "big")]
@@ -32,4 +40,4 @@ def draw(settings: NodeSettings, log: daemon.Log, ready: Callable[[dict[str, Any
     ready({"ready": True, "node_id": settings.node_id, "pid": os.getpid()})
 
 
-PROGRAMS: Final[Mapping[str, Program]] = {"qnode": honest, "draw": draw}
+PROGRAMS: Final[Mapping[str, Program]] = {"qnode": honest, "draw": draw, "equivocate": equivocate}
