@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from loadtest.report.commands import compare, report
+from loadtest.run_command import list_scenarios, run_scenario
 from loadtest.simulation.faults import FaultPlan
 from loadtest.simulation.network import MS, SHAPES
 from loadtest.simulation.run import RunResult, run_seed
@@ -181,6 +182,9 @@ def _print(document: dict[str, Any], as_json: bool) -> None:
             click.echo(f"{name:32} {value}")
     sys.exit(1 if document["violations"] else 0)
 
+
+main.add_command(list_scenarios)
+main.add_command(run_scenario)
 
 if __name__ == "__main__":
     main()

@@ -44,7 +44,7 @@ def local_cluster(
         initialise(directory, plan, OperatingSystemEntropy(), datetime.datetime.now(datetime.UTC))
         cluster = Cluster.open(directory)
         for member in cluster.members:
-            _extend(member.config, tables or {})
+            extend(member.config, tables or {})
         try:
             clusters.up(cluster, timeout_s=120 + 2 * nodes)
             yield cluster
@@ -52,7 +52,7 @@ def local_cluster(
             clusters.down(cluster, timeout_s=20)
 
 
-def _extend(config: Path, tables: Mapping[str, Mapping[str, Any]]) -> None:
+def extend(config: Path, tables: Mapping[str, Mapping[str, Any]]) -> None:
     """Add keys to tables of a node's file: below the table's header if it is there, as a new table otherwise.
 
     A link's table (`link."ID"` and what is below it) goes to the two nodes that have the link.

@@ -286,3 +286,8 @@ def _key_pem(key: PrivateKey) -> bytes:
 
 def _certificate_pem(certificate: x509.Certificate) -> bytes:
     return certificate.public_bytes(serialization.Encoding.PEM)
+
+
+def pair_pem(certificate: x509.Certificate, key: PrivateKey) -> tuple[bytes, bytes]:
+    """Return a certificate and its private key as the files that TLS wants."""
+    return _certificate_pem(certificate), _key_pem(key)

@@ -68,7 +68,13 @@ Ended = Callable[[NodeEnded], None]
 
 
 class Launcher(Protocol):
-    """Starts, signals and ends nodes, wherever they run. All methods are called on one event loop."""
+    """Starts, signals and ends nodes, wherever they run. All methods are called on one event loop.
+
+    The files of a network are written below `directory` at the harness; a launcher for other machines brings each node
+    its own, and the paths in a node's file are relative to it.
+    """
+
+    directory: Path
 
     async def reserve(self, count: int) -> Sequence[Place]:
         """Check that `count` nodes can run, and say where each will listen. Raises FleetError with the remedy."""
@@ -82,6 +88,14 @@ class Launcher(Protocol):
 
     async def signal(self, node_id: str, signal: Signal) -> None:
         """Signal a node; returns when it has been delivered, and for STOP and KILL when the process is gone."""
+        ...
+
+    def expect_end(self, node_id: str) -> None:
+        """Expect that a node ends by itself: its end will count as asked for."""
+        ...
+
+    async def fill_disk(self, node_id: str, full: bool) -> None:
+        """Make a node's disk full, or no longer so: the node can write nothing more until then."""
         ...
 
     def running(self) -> Mapping[str, int]:

@@ -5,6 +5,7 @@ import contextlib
 import fcntl
 import json
 import os
+import resource
 import shutil
 import signal as signals
 import socket
@@ -125,6 +126,20 @@ class LocalFleet:
                 await asyncio.wait_for(node.gone.wait(), STOP_TIMEOUT_S)
             except TimeoutError:
                 await self.signal(node_id, Signal.KILL)
+
+    def expect_end(self, node_id: str) -> None:
+        """Let the node's end count as asked for."""
+        self._node(node_id).ending = True
+
+    async def fill_disk(self, node_id: str, full: bool) -> None:
+        """Limit the size of files that the node may write to nothing (RLIMIT_FSIZE): every write fails from then on.
+
+        The file system itself cannot be filled without the other nodes and the machine's owner feeling it.
+        """
+        process = self._node(node_id).process
+        if process:
+            _, hard = resource.prlimit(process, resource.RLIMIT_FSIZE)
+            resource.prlimit(process, resource.RLIMIT_FSIZE, (0 if full else hard, hard))
 
     def running(self) -> Mapping[str, int]:
         """Return node → process."""

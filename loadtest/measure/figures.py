@@ -20,7 +20,7 @@ from loadtest.measure.histograms import LatencyHistogram
 from loadtest.results.reader import Result, decoded
 from loadtest.results.records import Case, Event, NodeSample
 
-APART: Final = frozenset({"start", "warm-up", "warm_up", "cool-down", "settle", "check", "stop"})
+APART: Final = frozenset({"start", "warm-up", "warm_up", "saturate", "cool-down", "settle", "check", "stop"})
 Values = dict[str, float | None]
 
 

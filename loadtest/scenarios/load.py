@@ -103,8 +103,10 @@ def _override(document: dict[str, Any], override: str) -> None:
     if isinstance(place, list):
         _step(place, last, path, override)
         place[int(last)] = value
-    else:
+    elif isinstance(place, dict):
         place[last] = value
+    else:
+        raise ScenarioError(f"--set {override}: nothing is below {'.'.join(parents)}")
 
 
 def _step(place: Any, step: str, path: str, override: str) -> Any:

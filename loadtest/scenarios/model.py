@@ -49,7 +49,9 @@ class Network(Record, frozen=True, kw_only=True):
     shape: Shape = "ring"
     validators: Annotated[int, Meta(ge=1, le=NODES_MAX)] = 31  # the first of the nodes; the rest follow
     profile: str = "lab"
-    degree: Annotated[int, Meta(ge=1, le=50)] = 2  # scale_free: links of a new node; random_geometric: neighbours aimed at
+    degree: Annotated[int, Meta(ge=1, le=50)] = (
+        2  # scale_free: links of a new node; random_geometric: neighbours aimed at
+    )
     settings: dict[str, dict[str, bool | int | float | str]] = {}
     link: dict[str, dict[str, bool | int | float | str]] = {}  # overrides of the profile: source, channel, detector, …
     block_pulses: Annotated[int, Meta(ge=10_000, le=100_000_000_000)] | None = None

@@ -1,0 +1,333 @@
+"""Runs a scenario: for every size, load and repetition a fresh network, its phases, its disturbances, its checks.
+
+    start → warm-up → load (clients; faults and attacks on schedule) → saturate → check → stop
+
+Everything measured goes to the result as it comes, so that a run that ends early leaves what it had, marked partial
+with the reason.
+"""
+
+import asyncio
+import contextlib
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+from loadtest import checks, disturbances, ledger_load
+from loadtest import ward as wards
+from loadtest.clients.applications import Applications, Traffic
+from loadtest.clients.records import RecordClients
+from loadtest.clients.schedule import arrivals, keep_to
+from loadtest.disturbances import Runner as Disturber
+from loadtest.fleet.launcher import Ended, FleetError, Launcher, NodeEnded, Signal
+from loadtest.fleet.local import LocalFleet
+from loadtest.measure.figures import figures as computed_figures
+from loadtest.measure.histograms import LatencyBook
+from loadtest.measure.sampler import Sampler, Target
+from loadtest.results.reader import Result
+from loadtest.results.records import Scalar
+from loadtest.results.writer import ResultWriter
+from loadtest.scenarios.model import Client, Scenario
+from loadtest.ward import NodeSilent, Ward
+from loadtest.watch import Watch
+from qnode.initialise import InitialiseError
+from qnode.settings import SettingsError
+
+LOG_LINES_KEPT: Final = 200
+READY_LOOK_S: Final = 0.5
+LAUNCHES_MAX: Final = 3
+"""Attempts at a network whose ports were taken between looking and binding."""
+
+Launch = Callable[[Ended], AbstractAsyncContextManager[Launcher]]
+Tell = Callable[[str], None]
+
+
+class RunFailed(RuntimeError):
+    """A case could not be run; the message says what happened, where, and what to do. What was measured is kept."""
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """One case to run."""
+
+    nodes: int
+    load: float
+    repetition: int
+    seed: int
+
+
+def points(scenario: Scenario) -> list[Point]:
+    """Return every case of a scenario in order: repetitions innermost, each with a seed of its own."""
+    return [
+        Point(nodes, load, repetition, scenario.seed + repetition)
+        for nodes in scenario.nodes
+        for load in scenario.loads
+        for repetition in range(scenario.repetitions)
+    ]
+
+
+def local_launch(ended: Ended) -> LocalFleet:
+    """Run nodes on this machine."""
+    return LocalFleet(on_ended=ended)
+
+
+@dataclass
+class _Case:
+    """One case under way."""
+
+    number: int
+    point: Point
+    ward: Ward
+    traffic: Traffic
+    phase: str = "start"
+    died: list[NodeEnded] = field(default_factory=list)
+
+
+async def run(scenario: Scenario, writer: ResultWriter, launch: Launch = local_launch, tell: Tell = print) -> None:
+    """Run every case of a scenario. Raises RunFailed; what was measured until then is in the result."""
+    cases = points(scenario)
+    for at, point in enumerate(cases):
+        number = writer.begin_case(point.nodes, point.repetition, point.seed, {"load": point.load})
+        tell(f"[{at + 1}/{len(cases)}] {point.nodes} nodes, load × {point.load:g}, seed {point.seed}")
+        try:
+            await _run_case(scenario, point, number, writer, launch, tell)
+        except (FleetError, InitialiseError, SettingsError, NodeSilent) as error:
+            writer.event(number, "failure", "harness", reason=str(error)[:500])
+            writer.end_case(number, str(error)[:500])
+            raise RunFailed(f"{point.nodes} nodes: {error}") from None
+        except BaseExceptionGroup as group:
+            reason = "; ".join(str(each) or type(each).__name__ for each in group.exceptions)
+            writer.end_case(number, reason[:500])
+            raise
+        writer.end_case(number)
+
+
+async def _run_case(
+    scenario: Scenario, point: Point, number: int, writer: ResultWriter, launch: Launch, tell: Tell
+) -> None:
+    died: list[NodeEnded] = []
+
+    def ended(node: NodeEnded) -> None:
+        if not node.asked:
+            died.append(node)
+            writer.event(number, "failure", node.node_id, reason=f"ended with {node.exit_code}")
+
+    async with launch(ended) as launcher:
+        writer.phase(number, "start")
+        ward = await _up(scenario, point, number, writer, launcher, tell)
+        writer.topology(ward.drawing(number))
+        case = _Case(number, point, ward, Traffic(LatencyBook()), died=died)
+        try:
+            async with ward.operator, _sampled(case, writer) as sampler:
+                await _phases(case, scenario, writer, sampler, tell)
+        finally:
+            for middleman in ward.middlemen.values():
+                await middleman.close()
+            writer.latencies(number, case.traffic.book)
+            await _keep_logs(ward, died, writer.directory / "logs")
+    _judge(case, scenario, writer)
+
+
+async def _up(
+    scenario: Scenario, point: Point, number: int, writer: ResultWriter, launcher: Launcher, tell: Tell
+) -> Ward:
+    """Write and start a network; a port that somebody else took meanwhile costs a new attempt."""
+    for attempt in range(LAUNCHES_MAX):
+        ward = await wards.write(scenario, point.nodes, point.seed, launcher.directory / f"network-{attempt}", launcher)
+        begun_s = time.monotonic()
+        try:
+            await launcher.start(list(ward.specs.values()), scenario.start_timeout_s)
+        except FleetError as error:
+            if "is in use" not in str(error) or attempt + 1 == LAUNCHES_MAX:
+                raise
+            tell(f"  {error}; trying other ports")
+            for node_id in list(launcher.running()):
+                await launcher.signal(node_id, Signal.KILL)
+            continue
+        start_s = time.monotonic() - begun_s
+        writer.figures(number, {"start_s": round(start_s, 3)})
+        tell(f"  {point.nodes} nodes up in {start_s:.1f} s")
+        return ward
+    raise AssertionError("the last attempt returns or raises")
+
+
+@asynccontextmanager
+async def _sampled(case: _Case, writer: ResultWriter) -> AsyncIterator[Sampler]:
+    ward = case.ward
+    targets = [Target(each, ward.group(each), ward.operator.url(each)) for each in ward.node_ids]
+    sampler = Sampler(targets, ward.operator.context, case.number, writer.now_s)
+    sampler.start()
+    watch = Watch(ward, sampler, writer, case.number)
+    watching = asyncio.ensure_future(watch.run())
+    try:
+        yield sampler
+    finally:
+        watching.cancel()
+        await asyncio.gather(watching, return_exceptions=True)
+        await asyncio.to_thread(sampler.stop)
+        watch.look()
+        sampler.pour(writer)
+        writer.overhead(sampler.overhead())
+
+
+async def _phases(case: _Case, scenario: Scenario, writer: ResultWriter, sampler: Sampler, tell: Tell) -> None:
+    ward, number = case.ward, case.number
+    if any(ward.base_shape().values()):
+        await ward.operator.each(list(ward.node_ids), ward.push_shapes)
+    blocks = await _ready(case, scenario)
+    tell(f"  every link has key {writer.now_s():.1f} s into the run")
+    applications = Applications(ward, case.traffic, lambda: case.phase)
+    records = RecordClients(ward, blocks, case.traffic, lambda: case.phase)
+    ward.flood = records.flood
+    try:
+        await _load(case, scenario, writer, applications, records, tell)
+        if scenario.saturate_s:
+            _enter(case, writer, "saturate")
+            tx_per_s = await records.saturate(scenario.saturate_s)
+            writer.figures(number, {"tx_per_s": round(tx_per_s, 1)})
+            tell(f"  {tx_per_s:,.0f} records/s at saturation")
+        _enter(case, writer, "check")
+        await _check(case, scenario, writer, records)
+        _enter(case, writer, "stop")
+    finally:
+        await applications.close()
+        await records.close()
+
+
+def _enter(case: _Case, writer: ResultWriter, phase: str) -> None:
+    case.phase = phase
+    writer.phase(case.number, phase)
+
+
+async def _ready(case: _Case, scenario: Scenario) -> dict[str, int]:
+    """Wait until the chain holds a key block of every link; return one of each. Raises FleetError."""
+    ward = case.ward
+    wanted = len(ward.cluster.genesis.links)
+    end_s = time.monotonic() + scenario.ready_timeout_s
+    first = ward.node_ids[0]
+    recorded = 0
+    while time.monotonic() < end_s:
+        with contextlib.suppress(NodeSilent):
+            recorded = (await ward.operator.status(first))["ledger"]["state_key_blocks"]
+            if recorded >= wanted:
+                blocks = await asyncio.to_thread(ledger_load.recorded_blocks, ward.cluster)
+                if len(blocks) == wanted:
+                    return blocks
+        await asyncio.sleep(READY_LOOK_S)
+    raise FleetError(
+        f"the chain holds {recorded} key blocks after {scenario.ready_timeout_s:g} s and the network has {wanted} "
+        "links; give a longer ready_timeout_s, fewer nodes, or a profile with smaller blocks"
+    )
+
+
+async def _load(
+    case: _Case,
+    scenario: Scenario,
+    writer: ResultWriter,
+    applications: Applications,
+    records: RecordClients,
+    tell: Tell,
+) -> None:
+    disturber = Disturber(case.ward, writer, case.number)
+    due = disturbances.schedule(scenario, case.ward)
+    for phase, seconds in (("warm-up", scenario.warm_up_s), ("load", scenario.duration_s)):
+        if not seconds:
+            continue
+        _enter(case, writer, phase)
+        async with asyncio.TaskGroup() as group:
+            for client in scenario.clients:
+                group.create_task(_send(case, client, seconds, applications, records))
+            if phase == "load":
+                group.create_task(disturber.run(due))
+            group.create_task(asyncio.sleep(seconds))  # a load without clients lasts as long
+        tell(f"  {phase}: {case.traffic.answered} answered, {case.traffic.failed} failed of {case.traffic.sent}")
+    if scenario.faults:
+        found = len(disturber.unrecovered)
+        message = ", ".join(disturber.unrecovered[:10])
+        writer.check("every fault was recovered from", not found, found, "0 nodes", message, case.number)
+
+
+async def _send(
+    case: _Case, client: Client, seconds: float, applications: Applications, records: RecordClients
+) -> None:
+    send = {"keys": applications.key, "messages": applications.message, "records": records.record}[client.kind]
+    rate_per_s = client.rate_per_s * case.point.load
+    due = arrivals(client.arrival, rate_per_s, seconds, client.burst, case.ward.random)
+    kind = client.name or {"keys": "key", "messages": "message", "records": "commit"}[client.kind]
+    await keep_to(
+        due,
+        lambda due_ns: send(client, due_ns),
+        lambda: case.traffic.fail(kind, case.phase, "all", "the network is too far behind its clients"),
+    )
+
+
+async def _check(case: _Case, scenario: Scenario, writer: ResultWriter, records: RecordClients) -> None:
+    def verdict(name: str, passed: bool, found: Scalar, limit: str, message: str) -> None:
+        writer.check(name, passed, found, limit, message, case.number)
+
+    traffic = case.traffic
+    await checks.agreement(case.ward, scenario.drain_s, verdict)
+    if records.key_ids:
+        await checks.records_kept(case.ward, records.key_ids, verdict)
+    if traffic.key_ids:
+        verdict("no key twice", traffic.keys_twice == 0, traffic.keys_twice, f"0 of {len(traffic.key_ids)} keys", "")
+    names = ", ".join(f"{each.node_id} ({each.exit_code})" for each in case.died[:10])
+    verdict("no node ended by itself", not case.died, len(case.died), "0 nodes", names)
+    for reason in traffic.failures[:20]:
+        writer.event(case.number, "failure", "client", reason=reason)
+
+
+def _judge(case: _Case, scenario: Scenario, writer: ResultWriter) -> None:
+    """Hold the case's figures to the scenario's limits."""
+    values = computed_figures(Result(writer.directory)).get(case.number, {})
+    for name in scenario.limits.__struct_fields__:
+        limit = getattr(scenario.limits, name)
+        if limit is None:
+            continue
+        value, least = values.get(name), name == "detection_rate"
+        passed = value is not None and (value >= limit if least else value <= limit)
+        writer.check(name, passed, value, f"{'≥' if least else '≤'} {limit:g}", "", case.number)
+
+
+async def _keep_logs(ward: Ward, died: Sequence[NodeEnded], directory: Path) -> None:
+    """Keep the end of the logs of nodes that ended by themselves."""
+    for node_id in dict.fromkeys(each.node_id for each in died):
+        lines = await ward.launcher.log_tail(node_id, LOG_LINES_KEPT)
+        await asyncio.to_thread(_keep_log, directory, node_id, lines)
+
+
+def _keep_log(directory: Path, node_id: str, lines: list[str]) -> None:
+    directory.mkdir(exist_ok=True)
+    (directory / f"{node_id}.log").write_text("\n".join(lines) + "\n", "utf-8")
+
+
+def summary(result: Result) -> dict[str, Any]:
+    """Return what a run prints: its figures per case, what it was held to, and where it lies."""
+    values = computed_figures(result)
+    cases = [
+        {
+            "nodes": case.nodes,
+            **case.parameters,
+            "repetition": case.repetition,
+            "seed": case.seed,
+            "status": case.status,
+            **{name: _short(value) for name, value in values.get(case.case, {}).items()},
+        }
+        for case in result.cases
+    ]
+    failed = [check for check in result.run.checks if not check.passed]
+    return {
+        "scenario": result.run.scenario,
+        "status": result.run.status,
+        "reason": result.why_partial,
+        "cases": cases,
+        "checks": len(result.run.checks),
+        "checks_failed": [f"{c.name}: {c.found} (limit {c.limit}) {c.message}".strip() for c in failed],
+        "result": str(result.directory),
+    }
+
+
+def _short(value: float | None) -> float | None:
+    return None if value is None else float(f"{value:.6g}")
