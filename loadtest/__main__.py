@@ -27,6 +27,8 @@ def main() -> None:
     """Simulate, attack and measure networks of qnode nodes."""
 
 
+main.add_command(list_scenarios)
+main.add_command(run_scenario)
 main.add_command(report)
 main.add_command(compare)
 
@@ -182,9 +184,6 @@ def _print(document: dict[str, Any], as_json: bool) -> None:
             click.echo(f"{name:32} {value}")
     sys.exit(1 if document["violations"] else 0)
 
-
-main.add_command(list_scenarios)
-main.add_command(run_scenario)
 
 if __name__ == "__main__":
     main()
