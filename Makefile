@@ -31,8 +31,7 @@ $(VENV)/.dev: requirements-dev.lock $(VENV)/.runtime
 
 # The demo of devices needs a broker: Mosquitto if the machine has it, the embedded one otherwise.
 $(VENV)/.broker: requirements-broker.lock $(VENV)/.runtime
-	@PATH="$$PATH:/usr/sbin:/usr/local/sbin" command -v mosquitto >/dev/null || $(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements-broker.lock
-	@touch $@
+	@PATH="$$PATH:/usr/sbin:/usr/local/sbin" command -v mosquitto >/dev/null || { $(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements-broker.lock && touch $@; }
 
 demo: $(VENV)/.broker
 	@$(BIN)/python -m qnode.demo
