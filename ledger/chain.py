@@ -232,6 +232,16 @@ class Chain:
             stored = None if row is None else StoredBlock.decode(row)
         return stored
 
+    def transaction(self, height: int, transaction_id: bytes) -> bytes | None:
+        """Return the bytes of a committed transaction, or None. Decodes a block: milliseconds where it is full."""
+        stored = self.stored_block(height)
+        if stored is None:
+            return None
+        for bundle in Block.decode(stored.block, self.genesis.parameters).bundles:
+            if transaction_id in bundle.transaction_ids:
+                return bundle.transactions[bundle.transaction_ids.index(transaction_id)]
+        return None
+
     def summary(self, height: int) -> dict[str, Any] | None:
         """Return a committed block as a JSON-ready document, or None."""
         stored = self.stored_block(height)

@@ -25,6 +25,8 @@ from qnode.inputs import (
 )
 from qnode.keystore import KeyStore
 from qnode.relay import Relay, TransferFailed, Transferred, fresh_key_ids
+from qnode.rules import ChainRules
+from qnode.wire import Region
 
 NOT_FOUND = RequestError(400, "one or more keys specified are not found on KME")
 """Fixed by the standard; the same for keys of others and for keys that never were, so that nobody can probe."""
@@ -54,13 +56,23 @@ class Delivery:
     """The three methods of the interface, for one node."""
 
     def __init__(
-        self, context: Context, keys: KeyStore, relay: Relay, state: Callable[[], State], limits: DeliveryLimits
+        self,
+        context: Context,
+        keys: KeyStore,
+        relay: Relay,
+        state: Callable[[], State],
+        rules: ChainRules,
+        limits: DeliveryLimits,
+        carried_by: Callable[[bytes], tuple[Region, ...]],
     ) -> None:
+        """`carried_by` returns the pieces of key that the chain's record of a delivered key names, if there is one."""
         self._context = context
         self._keys = keys
         self._relay = relay
         self._state = state
+        self._rules = rules
         self._limits = limits
+        self._carried_by = carried_by
         self.figures = DeliveryFigures()
 
     def handle(self, request_id: int, request: GetStatus | GetKeys | GetKeysWithIds) -> None:
@@ -84,7 +96,11 @@ class Delivery:
         def counted(available_bytes: int) -> None:
             self._respond(request_id, self._status(request, slave, available_bytes))
 
-        self._relay.probe(slave.node_id, counted)
+        pair = (request.caller_sae, request.slave_sae)
+        if self._rules.quota_fault(*pair, 1):
+            counted(0)
+            return
+        self._relay.probe(slave.node_id, counted, pair)
 
     def _status(self, request: GetStatus, slave: SaeState, available_bytes: int) -> StatusAnswer:
         limits = self._limits
@@ -109,6 +125,8 @@ class Delivery:
     def _get_keys(self, request_id: int, request: GetKeys) -> None:
         slave = self._pair(request.caller_sae, request.slave_sae)
         error = slave if isinstance(slave, RequestError) else self._check_amount(request)
+        if error is None and (fault := self._rules.quota_fault(request.caller_sae, request.slave_sae, request.number)):
+            error = RequestError(503, f"no key can be delivered now: {fault}")
         if error is not None:
             self._respond(request_id, error)
             return
@@ -121,7 +139,15 @@ class Delivery:
                 message = f"no key can be delivered now: {outcome.reason}; try again when the link has made more"
                 self._respond(request_id, RequestError(503, message))
                 return
-            self._record(request, size_bits, outcome)
+            records = _records(request, size_bits, outcome)
+            if fault := self._rules.delivery_fault(records):
+                for _, key in outcome.keys:  # the far node holds copies whose IDs nobody learns, until they expire
+                    key.wipe()
+                self._respond(request_id, RequestError(503, f"no key can be delivered now: {fault}"))
+                return
+            for record in records:
+                self._rules.delivered(record)
+                self._context.submit(record)
             self.figures.keys_delivered_as_master += len(outcome.keys)
             self._respond(request_id, _answer(outcome.keys))
 
@@ -145,14 +171,6 @@ class Delivery:
             )
         return None
 
-    def _record(self, request: GetKeys, size_bits: int, outcome: Transferred) -> None:
-        """Let the chain say which blocks every key came from; `hops` name the stretch that the whole transfer used."""
-        hops = tuple((link, number, 8 * offset, 8 * size) for link, number, offset, size in outcome.regions)
-        for key_id, _ in outcome.keys:
-            self._context.submit(
-                KeyDelivered(key_id, request.caller_sae, request.slave_sae, size_bits, outcome.path, hops)
-            )
-
     # ---- dec_keys
 
     def _get_keys_with_ids(self, request: GetKeysWithIds) -> Answer:
@@ -165,6 +183,10 @@ class Delivery:
             key_ids = [uuid.UUID(key_id).bytes for key_id in request.key_ids]
         except ValueError:
             return NOT_FOUND
+        if fault := self._rules.pair_fault(request.master_sae, request.caller_sae):
+            return RequestError(401, fault)
+        if self._destroy_forbidden(key_ids):
+            return NOT_FOUND
         delivered = self._keys.deliver(request.caller_sae, request.master_sae, key_ids)
         if delivered is None:
             return NOT_FOUND
@@ -172,6 +194,19 @@ class Delivery:
         self._context.write(writes)
         self.figures.keys_delivered_as_slave += len(keys)
         return _answer(keys)
+
+    def _destroy_forbidden(self, key_ids: Sequence[bytes]) -> bool:
+        """Destroy those of the keys that a contract has forbidden since they were made; say whether there was one."""
+        if not self._rules.are_any():
+            return False
+        found = False
+        for key_id in key_ids:
+            fault = self._rules.key_fault(key_id, self._carried_by(key_id), self._context.now_ns)
+            if fault is not None:
+                found = True
+                self._context.write(self._keys.destroy_held(key_id))
+                self._context.log("warning", "key destroyed", key_id=str(uuid.UUID(bytes=key_id)), reason=fault)
+        return found
 
     # ---- both
 
@@ -187,6 +222,8 @@ class Delivery:
             return RequestError(
                 400, f"slave_SAE_ID {slave_sae!r} is served by this same KME: no quantum link joins them"
             )
+        if fault := self._rules.pair_fault(master_sae, slave_sae):
+            return RequestError(401, fault)
         return slave
 
     def _unauthorised(self, sae: str) -> RequestError:
@@ -196,6 +233,15 @@ class Delivery:
         if isinstance(answer, RequestError):
             self.figures.requests_refused += 1
         self._context.do(Respond(request_id, answer))
+
+
+def _records(request: GetKeys, size_bits: int, outcome: Transferred) -> list[KeyDelivered]:
+    """Return what the chain is to say of every key; `hops` name the stretch that the whole transfer used."""
+    hops = tuple((link, number, 8 * offset, 8 * size) for link, number, offset, size in outcome.regions)
+    return [
+        KeyDelivered(key_id, request.caller_sae, request.slave_sae, size_bits, outcome.path, hops)
+        for key_id, _ in outcome.keys
+    ]
 
 
 def _answer(keys: Sequence[tuple[bytes, Any]]) -> KeysAnswer:

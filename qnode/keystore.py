@@ -15,7 +15,7 @@ says how far it is used; marks only grow, and are stored before a bit below them
     destroyed  overwritten in memory and deleted from storage
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -188,15 +188,21 @@ class KeyStore:
         index = pool.own_half if own else 1 - pool.own_half
         return sum(halves[index].available_bytes for halves in pool.blocks.values())
 
-    def reserve(self, link_id: str, size_bytes: int) -> tuple[tuple[Region, ...], bytes, list[Write]] | None:
-        """Take `size_bytes` from this node's half of a link's blocks, oldest first; None if there is not that much."""
+    def reserve(
+        self, link_id: str, size_bytes: int, allowed: Callable[[int], bool] | None = None
+    ) -> tuple[tuple[Region, ...], bytes, list[Write]] | None:
+        """Take `size_bytes` from this node's half of a link's blocks, oldest first; None if there is not that much.
+
+        Blocks whose number is not `allowed` are passed over, and stay for others.
+        """
         pool = self._pools[link_id]
-        if self.available_bytes(link_id) < size_bytes:
+        blocks = [(n, halves) for n, halves in pool.blocks.items() if allowed is None or allowed(n)]
+        if sum(halves[pool.own_half].available_bytes for _, halves in blocks) < size_bytes:
             return None
         regions: list[Region] = []
         taken = bytearray()
         writes: list[Write] = []
-        for number, halves in list(pool.blocks.items()):
+        for number, halves in blocks:
             half = halves[pool.own_half]
             size = min(half.available_bytes, size_bytes - len(taken))
             if size > 0:
@@ -229,6 +235,20 @@ class KeyStore:
             taken += half.take(offset, size)
             writes += self._use(link_id, number, before)
         return bytes(taken), writes
+
+    def destroy_block(self, link_id: str, block_number: int) -> tuple[int, list[Write]]:
+        """Destroy what is left of a committed block; returns how many bytes of key that was."""
+        halves = self._pools[link_id].blocks.pop(block_number, None)
+        if halves is None:
+            return 0, []
+        writes: list[Write] = [Delete(MARK_TABLE, block_key(link_id, block_number))]
+        for half in halves:
+            writes += [
+                Delete(CHUNK_TABLE, _chunk_key(link_id, block_number, start))
+                for start in range(half.start, half.end, CHUNK_BYTES)
+            ]
+            half.bits[:] = bytes(len(half.bits))
+        return sum(half.available_bytes for half in halves), writes
 
     # ---- whole keys that wait for applications
 
@@ -265,6 +285,15 @@ class KeyStore:
             held.waiting_saes = tuple(sae for sae in held.waiting_saes if sae != caller_sae)
             writes.append(self._held_write(held) if held.waiting_saes else self._destroy_held(held))
         return delivered, writes
+
+    def held_ids(self) -> list[bytes]:
+        """Return the IDs of the keys that wait for their applications."""
+        return list(self._held)
+
+    def destroy_held(self, key_id: bytes) -> list[Write]:
+        """Destroy a key that waits for its application."""
+        held = self._held.get(key_id)
+        return [] if held is None else [self._destroy_held(held)]
 
     def expire_held(self, now_ns: int) -> list[Write]:
         """Destroy held keys that nobody fetched in time."""

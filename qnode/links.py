@@ -41,6 +41,7 @@ from protocol.session import (
 from qnode.context import Context
 from qnode.effects import Put, TrafficClass
 from qnode.keystore import RECEIVER, TRANSMITTER, KeyStore, PendingBlock
+from qnode.rules import ChainRules
 from qnode.streams import RESERVE_BYTES, AuthenticationStream
 from qnode.vault import Vault
 from qnode.wire import LightFrame, LightTaken, SessionFrame, SessionRefused
@@ -78,6 +79,9 @@ STREAM_TARGET_BYTES: Final = 4 * WINDOW_BYTES
 
 RECORD_LIFETIME_HEIGHTS: Final = 2000
 """Heights until a record expires: minutes at full speed, hours on an idle chain; bounds how long pending key lives."""
+
+QBER_LIMIT_MIN: Final = 0.001
+"""What a session accepts as its limit at least; a policy below it refuses the finished blocks."""
 
 PULSES_MAX: Final = 1 << 44
 
@@ -131,6 +135,7 @@ class _Running:
     send_used: int = 0
     receive_used: int = 0
     block: DistilledBlock | None = None
+    refused: bool = False
     light: Iterator[bytes] | None = None
     light_ahead: bytes | None = None
     light_chunks: int = 0
@@ -168,6 +173,7 @@ class LinkServices:
     vault: Vault
     physics: Callable[[str], np.random.Generator]
     is_alarmed: Callable[[str], bool]
+    rules: ChainRules
 
 
 class Link:
@@ -362,7 +368,7 @@ class Link:
         probe = self.pool_bits >= configuration.pool_target_bits and not self.is_alarmed
         shortage = max(0, STREAM_TARGET_BYTES - min(self._send.available_bytes, self._receive.available_bytes))
         session = AliceSession(
-            configuration.session,
+            self._session_parameters(),
             self._transmitter,
             configuration.parameters,
             Authenticator(identity, "alice", "bob", self._send.window(send_start, WINDOW_BYTES)),
@@ -377,6 +383,16 @@ class Link:
         interval_ns = int(1e9 * configuration.block_pulses / configuration.parameters.source.pulse_rate_hz)
         self._next_start_ns = context.now_ns + (PROBE_INTERVAL_NS if probe else interval_ns)
         self._enqueue(running, session.start)
+
+    def _session_parameters(self) -> SessionParameters:
+        """Return the link's parameters, the error rate bounded by the chain's policies as well.
+
+        Both ends must have the same: while one has not executed a new policy yet, sessions are refused and tried again.
+        """
+        own, limit = self._configuration.session, self._services.rules.qber_max(self.link_id)
+        if limit is None or limit >= own.watch.qber_max:
+            return own
+        return replace(own, watch=replace(own.watch, qber_max=max(limit, QBER_LIMIT_MIN)))
 
     def _accept(self, frame: SessionFrame) -> None:
         """Bob: a new session, unless it would use anything twice."""
@@ -400,7 +416,7 @@ class Link:
             self._receive.window(frame.stream_offset, WINDOW_BYTES),
         )
         session = BobSession(
-            self._configuration.session,
+            self._session_parameters(),
             self._receiver,
             self._configuration.parameters,
             authenticator,
@@ -481,7 +497,8 @@ class Link:
             raise error  # our bug: sessions never raise for what a peer or the channel did
         self._account(running)
         for output in outputs:
-            self._execute(running, output)
+            if not running.refused:  # a policy has ended it: nothing more of it leaves
+                self._execute(running, output)
         self._run_next(running)
 
     def _account(self, running: _Running) -> None:
@@ -543,7 +560,13 @@ class Link:
         self._services.context.send(self.peer, TrafficClass.SESSION, frame)
 
     def _distilled(self, running: _Running, block: DistilledBlock) -> None:
-        """Keep the block as pending; Bob signs it off, Alice waits for his signature."""
+        """Keep the block as pending, if the chain will take it; Bob signs it off, Alice waits for his signature."""
+        if fault := self._services.rules.key_block_fault(self._record(running, block)):
+            for secret in (block.key, block.refill_transmitter, block.refill_receiver):
+                secret.wipe()
+            running.refused, attacked = True, fault.startswith("policy.qber")
+            self._end(running, SessionAborted(fault, block.qber_ppm, attacked=attacked))
+            return
         running.block = block
         pending = PendingBlock(
             self.link_id,
@@ -668,7 +691,7 @@ class Link:
         )
 
     def _raise_alarm(self, running: _Running, aborted: SessionAborted) -> None:
-        if self.is_alarmed:
+        if self.is_alarmed and not self._services.rules.counts_aborts(self.link_id):
             return
         context = self._services.context
         reason = "qber" if aborted.qber_ppm else "authentication"
@@ -687,6 +710,7 @@ class Link:
             "peer": self.peer,
             "connected": self.peer in self._services.context.connected,
             "alarmed": self.is_alarmed,
+            "suspended_by": self._services.rules.suspended_by(self.link_id),
             "attack": self.attack,
             "blocks": figures.blocks,
             "aborts": figures.aborts,

@@ -17,6 +17,7 @@ from ledger import inputs as ledger_inputs
 from ledger import outputs as ledger_outputs
 from ledger.chain import Archive, Chain
 from ledger.contracts.report import governance_document
+from ledger.contracts.selection import policies
 from ledger.delivery_proof import NotYetProvable, UnknownKey, prove_delivery
 from ledger.genesis import Genesis
 from ledger.identity import OwnKeys
@@ -24,7 +25,8 @@ from ledger.light import ProofError
 from ledger.replica import Replica, ReplicaSettings
 from ledger.signatures import Signer, Verifier
 from ledger.state import State
-from ledger.transactions import KeyBlockRecorded, Transaction, transaction_id
+from ledger.transactions import KeyBlockRecorded, KeyDelivered, Transaction, transaction_id
+from ledger.transactions import decode as decode_transaction
 from protocol.entropy import Entropy
 from protocol.parameters import ParameterError
 from qnode import wire
@@ -62,7 +64,9 @@ from qnode.inputs import (
 from qnode.keystore import RECEIVER, TRANSMITTER, KeyStore
 from qnode.links import Link, LinkConfiguration, LinkServices
 from qnode.relay import Relay
+from qnode.rules import ChainRules
 from qnode.vault import Vault
+from qnode.wire import Region
 
 FAULTS_MAX: Final = 3
 """Faults after which a peer is disconnected (and kept away for a while by the transport): one may be an old version's
@@ -137,6 +141,8 @@ class Node:
         vault = Vault(setup.identity_seed, setup.entropy)
         roles = {link.link_id: TRANSMITTER if link.transmitter == setup.node_id else RECEIVER for link in setup.links}
         self._keys = KeyStore(vault, roles, stored)
+        self._rules = ChainRules(lambda: self._replica.state)
+        self._destroyed_bytes = 0
         services = LinkServices(
             self._context,
             self._keys,
@@ -146,13 +152,22 @@ class Node:
             vault,
             setup.physics,
             self._is_alarmed,
+            self._rules,
         )
         self._links = {link.link_id: Link(link, services, stored) for link in setup.links}
         by_neighbour: dict[str, tuple[str, ...]] = {}
         for link in self._links.values():
             by_neighbour[link.peer] = (*by_neighbour.get(link.peer, ()), link.link_id)
-        self._relay = Relay(self._context, self._keys, lambda: self._replica.state, by_neighbour)
-        self._delivery = Delivery(self._context, self._keys, self._relay, lambda: self._replica.state, setup.limits)
+        self._relay = Relay(self._context, self._keys, lambda: self._replica.state, self._rules, by_neighbour)
+        self._delivery = Delivery(
+            self._context,
+            self._keys,
+            self._relay,
+            lambda: self._replica.state,
+            self._rules,
+            setup.limits,
+            self._carried_by,
+        )
         self._devices = (
             None
             if setup.devices is None
@@ -243,6 +258,8 @@ class Node:
         if now_ns >= self._housekeeping_ns:
             self._housekeeping_ns = now_ns + HOUSEKEEPING_NS
             self._context.write(self._keys.expire_held(now_ns))
+            if self._rules.have_lifetimes():
+                self._destroy_forbidden()
             self._submit_waiting()
 
     def _settle(self) -> None:
@@ -384,6 +401,7 @@ class Node:
                 self._context.do(Respond(request_id, DocumentAnswer(document)))
             if self._devices is not None:
                 self._devices.recorded(receipt)
+            self._rules.recorded(receipt)
             record = receipt.transaction
             if not isinstance(record, KeyBlockRecorded) or record.link_id not in self._links:
                 continue
@@ -393,6 +411,8 @@ class Node:
             elif link.role == TRANSMITTER:
                 link.refused_by_chain(record, receipt.reason)
         self._expire_pending(news.height)
+        if self._rules.have_changed():
+            self._destroy_forbidden()
         if self._proof_waiters:
             waiters, self._proof_waiters = self._proof_waiters, []
             for waiter in waiters:
@@ -406,6 +426,8 @@ class Node:
             if recorded is not None:
                 self._links[link_id].recorded(block_number, recorded.secret_bits)
         self._expire_pending(height)
+        self._rules.adopted()
+        self._destroy_forbidden()
 
     def _expire_pending(self, height: int) -> None:
         for link_id, block_number, expiry_height in self._keys.pending_blocks():
@@ -417,6 +439,32 @@ class Node:
         """Return the lowest height whose block proves a key that this node may still deliver, or None."""
         found = [self.state.key_block(*name) for name in self._keys.available_blocks()]
         return min((block.height for block in found if block is not None), default=None)
+
+    def _destroy_forbidden(self) -> None:
+        """Destroy the key that the chain's contracts let nobody have any more: revoked, expired, below the limits."""
+        context = self._context
+        for link_id, number in self._keys.available_blocks():
+            fault = self._rules.stored_block_fault(link_id, number, context.now_ns)
+            if fault is not None:
+                size_bytes, writes = self._keys.destroy_block(link_id, number)
+                self._destroyed_bytes += size_bytes
+                context.write(writes)
+                context.log("warning", "key block destroyed", link=link_id, block=number, reason=fault)
+        for key_id in self._keys.held_ids():
+            fault = self._rules.key_fault(key_id, self._carried_by(key_id), context.now_ns)
+            if fault is not None:
+                context.write(self._keys.destroy_held(key_id))
+                context.log("warning", "key destroyed", key_id=str(uuid.UUID(bytes=key_id)), reason=fault)
+
+    def _carried_by(self, key_id: bytes) -> tuple[Region, ...]:
+        """Return the pieces of key that the chain's record of a delivery names; none before it is recorded."""
+        found = self.state.delivery(key_id)
+        record = None if found is None else self._replica.chain.transaction(*found)
+        if record is None:
+            return ()
+        delivered = decode_transaction(record)
+        assert isinstance(delivered, KeyDelivered), "a delivery's entry names its record"
+        return tuple((link_id, number, 0, 0) for link_id, number, _, _ in delivered.hops)
 
     # ---- requests
 
@@ -508,11 +556,13 @@ class Node:
                 for link in self.state.links()
             ],
             "devices_alarmed": self._devices.alarmed() if self._devices is not None else [],
+            "policies": [policy.name for policy in policies(self.state)],
             "keys": {
                 "held": self._keys.held_count,
                 "pending_blocks": len(self._keys.pending_blocks()),
                 "delivered_as_master": delivery.keys_delivered_as_master,
                 "delivered_as_slave": delivery.keys_delivered_as_slave,
                 "requests_refused": delivery.requests_refused,
+                "destroyed_bytes": self._destroyed_bytes,
             },
         }

@@ -22,9 +22,10 @@ from ledger.transactions import HOPS_MAX
 from protocol.entropy import Entropy
 from protocol.keys import KeyMaterial
 from qnode.context import Context
-from qnode.effects import TrafficClass
+from qnode.effects import Delete, Put, TrafficClass
 from qnode.keystore import HeldKey, KeyStore
 from qnode.routing import shortest_path
+from qnode.rules import ChainRules
 from qnode.wire import KeyTransfer, KeyTransferred, PathProbe, PathProbed, PeerFault, Region
 
 TAG_KEY_BYTES: Final = 32
@@ -104,11 +105,17 @@ class Relay:
     """Transfers and probes of one node. `links` maps each neighbour to the links that lead to it."""
 
     def __init__(
-        self, context: Context, keys: KeyStore, state: Callable[[], State], links: Mapping[str, tuple[str, ...]]
+        self,
+        context: Context,
+        keys: KeyStore,
+        state: Callable[[], State],
+        rules: ChainRules,
+        links: Mapping[str, tuple[str, ...]],
     ) -> None:
         self._context = context
         self._keys = keys
         self._state = state
+        self._rules = rules
         self._links = links
         self._own: dict[bytes, _Own] = {}
         self._passing: dict[bytes, _Passing] = {}
@@ -128,13 +135,19 @@ class Relay:
     def _attempt(self, own: _Own) -> None:
         """Try the shortest way that is left; give up when there is none."""
         total_bytes = TAG_KEY_BYTES + own.size_bytes * len(own.key_ids)
+        rules, pair = self._rules, (own.master_sae, own.slave_sae)
         while own.attempts < ATTEMPTS_MAX:
-            path = shortest_path(self._state().links(), self._context.node_id, own.target, own.excluded)
+            usable = rules.usable_links()
+            avoided = rules.avoided_relays(*pair)
+            path = shortest_path(usable, self._context.node_id, own.target, own.excluded, avoided)
             if path is None or len(path) > PATH_NODES_MAX:
+                break
+            if fault := rules.path_fault(*pair, path):
+                own.last_reason = fault  # a longer way breaks no rule that the shortest keeps to
                 break
             own.attempts += 1
             link_id = self._usable_link(path[1], own.excluded)
-            reserved = self._keys.reserve(link_id, total_bytes) if link_id else None
+            reserved = self._reserve(link_id, total_bytes, *pair, len(own.key_ids))
             if link_id is None or reserved is None:
                 own.last_reason = f"not enough key on the links to {path[1]}, or it is out of reach"
                 own.excluded.update(self._links.get(path[1], ()))
@@ -164,6 +177,18 @@ class Relay:
             return
         own.done(TransferFailed(own.last_reason))
 
+    def _reserve(
+        self, link_id: str | None, size_bytes: int, master_sae: str, slave_sae: str, keys: int
+    ) -> tuple[tuple[Region, ...], bytes, list[Put | Delete]] | None:
+        """Take key for a pair from the blocks that its policies allow; None if there is not that much."""
+        if link_id is None:
+            return None
+
+        def allowed(number: int) -> bool:
+            return self._rules.is_block_allowed(master_sae, slave_sae, link_id, number, keys)
+
+        return self._keys.reserve(link_id, size_bytes, allowed)
+
     def _usable_link(self, neighbour: str, excluded: set[str]) -> str | None:
         """Of the links to a neighbour that is connected, the one with most key, none that is alarmed or excluded."""
         if neighbour not in self._context.connected:
@@ -172,7 +197,7 @@ class Relay:
         usable = []
         for link_id in self._links.get(neighbour, ()):
             link = state.link(link_id)
-            if link is not None and not link.alarmed and link_id not in excluded:
+            if self._rules.is_usable(link) and link_id not in excluded:
                 usable.append(link_id)
         return max(usable, key=self._keys.available_bytes, default=None)
 
@@ -241,6 +266,10 @@ class Relay:
         if not served or master is None or master.node_id != message.path[0]:
             self._answer(peer, message.transfer_id, f"{self._context.node_id}: an SAE is served elsewhere")
             return
+        pair = (message.master_sae, message.slave_saes[0])
+        if fault := self._rules.pair_fault(*pair) or self._rules.path_fault(*pair, message.path):
+            self._answer(peer, message.transfer_id, f"{self._context.node_id}: {fault}")
+            return
         expires = self._context.now_ns + HELD_LIFETIME_NS
         size = message.size_bytes
         held = [
@@ -269,7 +298,8 @@ class Relay:
             self._answer(peer, message.transfer_id, f"{node_id}: too many transfers, or one of this ID")
             return
         link_id = self._usable_link(neighbour, set())
-        reserved = self._keys.reserve(link_id, TAG_KEY_BYTES + len(secret)) if link_id else None
+        pair = (message.master_sae, message.slave_saes[0])
+        reserved = self._reserve(link_id, TAG_KEY_BYTES + len(secret), *pair, len(message.key_ids))
         if reserved is None:
             self._answer(peer, message.transfer_id, f"{node_id}: not enough key towards {neighbour}, or out of reach")
             return
@@ -346,9 +376,15 @@ class Relay:
 
     # ---- how much could go
 
-    def probe(self, target: str, done: Callable[[int], None]) -> None:
-        """Ask how many key bytes could be relayed to `target` now; `done` is called once (0 when nobody answers)."""
-        path = shortest_path(self._state().links(), self._context.node_id, target)
+    def probe(self, target: str, done: Callable[[int], None], pair: tuple[str, str] | None = None) -> None:
+        """Ask how many key bytes could be relayed to `target` now; `done` is called once (0 when nobody answers).
+
+        For a pair of applications only ways count that its policies allow.
+        """
+        avoided = self._rules.avoided_relays(*pair) if pair else ()
+        path = shortest_path(self._rules.usable_links(), self._context.node_id, target, (), avoided)
+        if path is not None and pair is not None and self._rules.path_fault(*pair, path):
+            path = None
         link_id = self._usable_link(path[1], set()) if path else None
         if path is None or link_id is None or len(self._probes) >= TRANSFERS_MAX:
             done(0)

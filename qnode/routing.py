@@ -10,9 +10,15 @@ from ledger.state import LinkState
 
 
 def shortest_path(
-    links: Iterable[LinkState], source: str, target: str, excluded_links: Collection[str] = ()
+    links: Iterable[LinkState],
+    source: str,
+    target: str,
+    excluded_links: Collection[str] = (),
+    avoided_relays: Collection[str] = (),
 ) -> tuple[str, ...] | None:
     """Return the nodes of a shortest path without alarmed or excluded links, ends included; None if there is none.
+
+    No avoided node stands between the ends.
 
     Equal lengths are decided by the order of the links, which is the same at every node.
     """
@@ -27,6 +33,8 @@ def shortest_path(
         node = waiting.popleft()
         if node == target:
             return _path(came_from, target)
+        if node in avoided_relays and node != source:
+            continue
         for neighbour in neighbours.get(node, ()):
             if neighbour not in came_from:
                 came_from[neighbour] = node

@@ -11,6 +11,10 @@ from ledger.contracts.selection import NS, Policy, policies, policy_named, predi
 from ledger.state import KeyBlockState, LinkState, State
 from ledger.transactions import KeyBlockRecorded
 
+EARLY_BLOCKS: Final = 16
+EARLY_NS: Final = 2 * NS
+"""A node stops taking key of a block this long before its end: records wait some blocks for theirs."""
+
 _FIGURES: Final = (
     ("key_block.qber_max", "qber", "qber_ppm", "ppm", True),
     ("key_block.secret_bits_min", "secret_bits", "secret_bits", "bits", False),
@@ -98,12 +102,20 @@ def _by_link(watches: tuple[LinkWatch, ...]) -> dict[str, tuple[LinkWatch, ...]]
     return found
 
 
-def block_age_fault(policy: Policy, block: KeyBlockState, height: int, time_ns: int) -> str | None:
-    """Return why a block has outlived a policy at a height and time, or None."""
+def block_age_fault(
+    policy: Policy, block: KeyBlockState, height: int, time_ns: int, *, early: bool = False
+) -> str | None:
+    """Return why a block has outlived a policy at a height and time, or None.
+
+    `early` is for a node that takes key now for a record that the chain executes some blocks later.
+    """
     blocks, seconds = policy.rules.get("lifetime.blocks"), policy.rules.get("lifetime.seconds")
-    if blocks is not None and height > block.height + blocks:
+    if blocks is not None and height > block.height + blocks - (min(blocks // 4, EARLY_BLOCKS) if early else 0):
         return policy.refuse("expired", f"block {block.block_number} of {block.link_id} lived {blocks} heights")
-    if seconds is not None and time_ns > block.time_ns + seconds * NS:
+    lifetime_ns = None if seconds is None else seconds * NS
+    if lifetime_ns is not None and time_ns > block.time_ns + lifetime_ns - (
+        min(lifetime_ns // 4, EARLY_NS) if early else 0
+    ):
         return policy.refuse("expired", f"block {block.block_number} of {block.link_id} lived {seconds} s")
     return None
 

@@ -114,6 +114,13 @@ def avoided_nodes(state: State, patterns: Iterable[str]) -> tuple[str, ...]:
     return tuple(node.node_id for node in state.nodes() if any(matches(each, node.node_id) for each in patterns))
 
 
+def avoided_relays(state: State, master_sae: str, slave_sae: str) -> frozenset[str]:
+    """Return the nodes that no key of a pair may pass, by any policy that selects the pair."""
+    selected = (each.rules for each in policies(state) if each.selects_pair(master_sae, slave_sae))
+    rules = (each.get("route.avoid_nodes", ()) for each in selected)
+    return frozenset(node_id for patterns in rules for node_id in avoided_nodes(state, patterns))
+
+
 def _suspension_fault(state: State, links: Iterable[str]) -> str | None:
     suspended = suspended_links(state)
     for link_id in links if suspended else ():
@@ -122,36 +129,61 @@ def _suspension_fault(state: State, links: Iterable[str]) -> str | None:
     return None
 
 
-def delivery_fault(state: State, delivered: KeyDelivered) -> str | None:
-    """Return why a key may not be delivered, or None; `state` has its key blocks."""
+def delivery_fault(state: State, delivered: KeyDelivered, *, more_keys: int = 1, more_uses: int = 1) -> str | None:
+    """Return why a key may not be delivered, or None; `state` has its key blocks.
+
+    The chain counts one key and one use at a time; a node those that are on their way into the chain as well.
+    """
     if not policies(state):
         return None
     links = tuple(dict.fromkeys(hop[0] for hop in delivered.hops))
     for policy in _on_the_way(state, delivered.master_sae, delivered.slave_sae, delivered.path, links):
-        if fault := _delivery_fault(state, policy, delivered, links):
+        if fault := _delivery_fault(state, policy, delivered, links, more_keys, more_uses):
             return fault
     return _suspension_fault(state, links)
 
 
-def _delivery_fault(state: State, policy: Policy, delivered: KeyDelivered, links: tuple[str, ...]) -> str | None:
+def _delivery_fault(
+    state: State, policy: Policy, delivered: KeyDelivered, links: tuple[str, ...], more_keys: int, more_uses: int
+) -> str | None:
     pair = (delivered.master_sae, delivered.slave_sae)
     if fault := _pair_fault(policy, *pair) or _path_fault(state, policy, delivered.path):
         return fault
     blocks = _blocks(state, delivered)
-    uses_max = policy.rules.get("delivery.block_uses_max")
     for block in blocks:
         if not policy.selects_way(delivered.path, (block.link_id,)):
             continue
-        if fault := figures_fault(policy, block) or block_age_fault(policy, block, state.height, state.time_ns):
+        if fault := _block_fault(state, policy, block, more_uses, early=False):
             return fault
-        used = state.entry(BlockUse, block.link_id, block.block_number)
-        if uses_max is not None and used is not None and used.uses >= uses_max:
-            return policy.refuse("uses", f"block {block.block_number} of {block.link_id} has carried {used.uses} keys")
-    if fault := _quota_fault(state, policy, *pair, 1):
+    if fault := _quota_fault(state, policy, *pair, more_keys):
         return fault
     for predicate in predicates_on(policy, "delivery"):
         if why := predicate.refusal(_delivery_values(state, delivered, links, blocks)):
             return policy.refuse("predicate", f"{predicate.name}: {why}")
+    return None
+
+
+def _block_fault(state: State, policy: Policy, block: KeyBlockState, more: int, *, early: bool) -> str | None:
+    fault = figures_fault(policy, block) or block_age_fault(policy, block, state.height, state.time_ns, early=early)
+    uses_max = policy.rules.get("delivery.block_uses_max")
+    if fault is not None or uses_max is None:
+        return fault
+    used = state.entry(BlockUse, block.link_id, block.block_number)
+    uses = used.uses if used else 0
+    if uses + more <= uses_max:
+        return None
+    return policy.refuse("uses", f"block {block.block_number} of {block.link_id} has carried {uses} of {uses_max} keys")
+
+
+def block_fault(
+    state: State, master_sae: str, slave_sae: str, block: KeyBlockState, more: int, *, early: bool
+) -> str | None:
+    """Return why `more` keys of a pair may not be taken from a block, or None; for policies whatever their way."""
+    for policy in policies(state):
+        if not policy.selects_pair(master_sae, slave_sae):
+            continue
+        if fault := _block_fault(state, policy, block, more, early=early):
+            return fault
     return None
 
 

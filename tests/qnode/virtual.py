@@ -27,6 +27,7 @@ from qnode.keystore import KeyStore, PendingBlock
 from qnode.links import LinkConfiguration
 from qnode.node import Node, NodeSetup
 from qnode.relay import Relay
+from qnode.rules import ChainRules
 from qnode.vault import Vault
 from qnode.wire import KeyTransfer, KeyTransferred, PathProbe, PathProbed, PeerFault, decode
 
@@ -345,6 +346,18 @@ class ChainView:
     def sae(self, sae_id: str) -> SaeState | None:
         return self._saes.get(sae_id)
 
+    def entry(self, kind: type, *name: Any) -> None:
+        """No contract is in force on this chain."""
+
+    def entries(self, kind: type) -> tuple[Any, ...]:
+        return ()
+
+    def derived(self, kind: type, build: Callable[[tuple[Any, ...]], Any]) -> Any:
+        return build(())
+
+    def node(self, node_id: str) -> None:
+        """Nobody was removed."""
+
     def set_alarm(self, link_id: str, alarmed: bool) -> None:
         self._links[link_id] = replace(self._links[link_id], alarmed=alarmed)
 
@@ -401,8 +414,10 @@ class RelayNet:
             peer = link.receiver if link.transmitter == name else link.transmitter
             by_neighbour[peer] = (*by_neighbour.get(peer, ()), link.link_id)
         chain: Any = self.chain
-        relay = Relay(context, keys, lambda: chain, by_neighbour)
-        return RelayNode(context, keys, relay, Delivery(context, keys, relay, lambda: chain, LIMITS), {})
+        rules = ChainRules(lambda: chain)
+        relay = Relay(context, keys, lambda: chain, rules, by_neighbour)
+        delivery = Delivery(context, keys, relay, lambda: chain, rules, LIMITS, lambda key_id: ())
+        return RelayNode(context, keys, relay, delivery, {})
 
     def ask(self, name: str, request: Any) -> Any:
         """Put a request to a node and carry messages until none is left; None if it is not answered by then."""
