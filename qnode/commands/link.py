@@ -59,6 +59,8 @@ def list_links(directory: Path, as_json: bool) -> None:
 def _state(entry: dict[str, Any]) -> str:
     if entry.get("attack"):
         return f"attacked: {entry['attack']}"
+    if entry.get("suspended_by"):
+        return f"suspended by {entry['suspended_by']}"
     if entry.get("alarmed"):
         return "alarmed"
     return "up" if entry.get("connected") else "peer not connected"
