@@ -37,7 +37,9 @@ MOSQUITTO = pytest.param(
 
 @pytest.fixture(scope="module", params=[MOSQUITTO, "embedded"])
 def here(request: pytest.FixtureRequest) -> Iterator[Ward]:
-    with ward(["ecg-1", "ecg-2", "ecg-3", "ecg-4", "ecg-5", "ecg-6", "ecg-7", "ecg-8"], request.param) as found:
+    with ward(
+        ["ecg-1", "ecg-2", "ecg-3", "ecg-4", "ecg-5", "ecg-6", "ecg-7", "ecg-8", "ecg-9"], request.param
+    ) as found:
         yield found
 
 
@@ -216,6 +218,35 @@ def test_a_device_process_is_small(here: Ward) -> None:
             process.terminate()
     pss_kib = next(int(line.split()[1]) for line in rollup.splitlines() if line.startswith("Pss:"))
     assert pss_kib < 30 * 1024
+
+
+def qnode(*arguments: str) -> Any:
+    done = subprocess.run(
+        [sys.executable, "-m", "qnode", *arguments, "--json"], capture_output=True, text=True, timeout=90
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+async def test_a_floor_that_governance_sets_reaches_the_device(here: Ward, tmp_path: Path) -> None:
+    home, cluster = here.homes["ecg-9"], ("--cluster", str(here.cluster.directory))
+    first = DeviceProcess(Configuration.read(home))
+    await first.run(key_only=True)
+    assert entry(here, "ecg-9")["floor"]["key_bits_min"] == 256
+    policy = tmp_path / "floor.toml"
+    policy.write_text('name = "floor"\n[select]\ndevices = ["ecg-9"]\n[device]\nkey_bits_min = 1000\n')
+    proposed = await asyncio.to_thread(qnode, "policy", "set", str(policy), "--node", "node-1", *cluster)
+    for node in ("node-2", "node-3"):
+        await asyncio.to_thread(qnode, "governance", "approve", proposed["proposal"], "--node", node, *cluster)
+    await wait_until(lambda: entry(here, "ecg-9")["floor"]["key_bits_min"] == 1000)
+    again = DeviceProcess(Configuration.read(home))
+    running = asyncio.create_task(again.run(Pace(numbers(10_000), 0.05)))
+    await wait_until(lambda: again.agent is not None and again.connected.is_set())
+    assert again.agent is not None
+    while not await again.renew_key():  # the first was planned for less, and ends
+        assert "this was for less" in str(again.agent.figures.last_failure)
+    await end_task(running)
+    assert len(again.agent.state.key) * 8 >= 1000 and entry(here, "ecg-9")["key_bits"] >= 1000
 
 
 def test_the_command_line_runs_a_device_without_the_nodes_imports(here: Ward) -> None:
