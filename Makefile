@@ -5,7 +5,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help demo setup test check format figures bench-distill sanitize simulate lock clean
+.PHONY: help demo setup test check format figures bench-distill sanitize simulate loadtest-smoke lock clean
 
 help:
 	@echo "make demo   start four nodes, make quantum keys, deliver them, attack a link (leaves demo-report.json)"
@@ -62,6 +62,10 @@ figures: $(VENV)/.dev
 # Measure every reconciliation method over QBER and block size, and write the table into docs/performance.md.
 bench-distill: $(VENV)/.dev
 	$(BIN)/python -m loadtest.bench_distill --into docs/performance.md
+
+# A load test of everything once, on four real nodes, under a minute; the result and its report go to results/.
+loadtest-smoke: $(VENV)/.dev
+	$(BIN)/python -m loadtest run smoke
 
 # The kernels under AddressSanitizer and UndefinedBehaviorSanitizer (a minute; needs gcc).
 sanitize: $(VENV)/.dev

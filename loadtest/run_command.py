@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import click
-import msgspec
 
 from loadtest import runner
+from loadtest.live import LiveView
 from loadtest.results.reader import Result
 from loadtest.results.records import Run
 from loadtest.results.surroundings import machine, versions
@@ -88,13 +88,13 @@ def run_scenario(
 
 
 def execute(
-    scenario: Scenario, name: str, directory: Path, overrides: dict[str, Any], tell: runner.Tell | None = None
+    scenario: Scenario,
+    name: str,
+    directory: Path,
+    overrides: dict[str, Any] | None = None,
+    launch: runner.Launch = runner.local_launch,
 ) -> str | None:
     """Run a scenario into `directory`; return None, or why the result is partial. Raises ResultError, ScenarioError."""
-
-    def say(text: str) -> None:
-        click.echo(text, err=True)
-
     started = datetime.datetime.now(datetime.UTC)
     run = Run(
         run_id=f"{name}-{started:%Y%m%dT%H%M%S}",
@@ -103,12 +103,16 @@ def execute(
         versions=versions(),
         machine=machine(),
         scenario_document=document(scenario),
-        overrides=msgspec.to_builtins(overrides),
+        overrides=overrides or {},
         command=sys.argv,
     )
     try:
-        with ResultWriter(directory, run) as writer, asyncio.Runner(loop_factory=new_event_loop) as loop:
-            loop.run(runner.run(scenario, writer, tell=tell or say))
+        with (
+            ResultWriter(directory, run) as writer,
+            LiveView(scenario.title) as view,
+            asyncio.Runner(loop_factory=new_event_loop) as loop,
+        ):
+            loop.run(runner.run(scenario, writer, launch, view.event, view.update))
     except runner.RunFailed as failed:
         return str(failed)
     except KeyboardInterrupt:

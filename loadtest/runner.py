@@ -23,13 +23,16 @@ from loadtest.clients.schedule import arrivals, keep_to
 from loadtest.disturbances import Runner as Disturber
 from loadtest.fleet.launcher import Ended, FleetError, Launcher, NodeEnded, Signal
 from loadtest.fleet.local import LocalFleet
+from loadtest.live import LiveState
 from loadtest.measure.figures import figures as computed_figures
 from loadtest.measure.histograms import LatencyBook
 from loadtest.measure.sampler import Sampler, Target
+from loadtest.results.figure_names import FIGURES
 from loadtest.results.reader import Result
 from loadtest.results.records import Scalar
 from loadtest.results.writer import ResultWriter
 from loadtest.scenarios.model import Client, Scenario
+from loadtest.statistics import exponent
 from loadtest.ward import NodeSilent, Ward
 from loadtest.watch import Watch
 from qnode.initialise import InitialiseError
@@ -42,6 +45,8 @@ LAUNCHES_MAX: Final = 3
 
 Launch = Callable[[Ended], AbstractAsyncContextManager[Launcher]]
 Tell = Callable[[str], None]
+Show = Callable[[LiveState], None]
+SHOWN_EVERY_S: Final = 0.5
 
 
 class RunFailed(RuntimeError):
@@ -81,18 +86,29 @@ class _Case:
     point: Point
     ward: Ward
     traffic: Traffic
+    at: tuple[int, int] = (0, 1)  # which case of how many
     phase: str = "start"
+    begun_s: float = field(default_factory=time.monotonic)
     died: list[NodeEnded] = field(default_factory=list)
 
 
-async def run(scenario: Scenario, writer: ResultWriter, launch: Launch = local_launch, tell: Tell = print) -> None:
-    """Run every case of a scenario. Raises RunFailed; what was measured until then is in the result."""
+async def run(
+    scenario: Scenario,
+    writer: ResultWriter,
+    launch: Launch = local_launch,
+    tell: Tell = print,
+    show: Show = lambda state: None,
+) -> None:
+    """Run every case of a scenario. Raises RunFailed; what was measured until then is in the result.
+
+    `tell` hears sentences, `show` is called twice a second while a case is measured.
+    """
     cases = points(scenario)
     for at, point in enumerate(cases):
         number = writer.begin_case(point.nodes, point.repetition, point.seed, {"load": point.load})
         tell(f"[{at + 1}/{len(cases)}] {point.nodes} nodes, load × {point.load:g}, seed {point.seed}")
         try:
-            await _run_case(scenario, point, number, writer, launch, tell)
+            await _run_case(scenario, point, number, writer, launch, tell, show, (at, len(cases)))
         except (FleetError, InitialiseError, SettingsError, NodeSilent) as error:
             writer.event(number, "failure", "harness", reason=str(error)[:500])
             writer.end_case(number, str(error)[:500])
@@ -105,7 +121,14 @@ async def run(scenario: Scenario, writer: ResultWriter, launch: Launch = local_l
 
 
 async def _run_case(
-    scenario: Scenario, point: Point, number: int, writer: ResultWriter, launch: Launch, tell: Tell
+    scenario: Scenario,
+    point: Point,
+    number: int,
+    writer: ResultWriter,
+    launch: Launch,
+    tell: Tell,
+    show: Show,
+    at: tuple[int, int],
 ) -> None:
     died: list[NodeEnded] = []
 
@@ -118,9 +141,9 @@ async def _run_case(
         writer.phase(number, "start")
         ward = await _up(scenario, point, number, writer, launcher, tell)
         writer.topology(ward.drawing(number))
-        case = _Case(number, point, ward, Traffic(LatencyBook()), died=died)
+        case = _Case(number, point, ward, Traffic(LatencyBook()), at, died=died)
         try:
-            async with ward.operator, _sampled(case, writer) as sampler:
+            async with ward.operator, _sampled(case, scenario, writer, show) as sampler:
                 await _phases(case, scenario, writer, sampler, tell)
         finally:
             for middleman in ward.middlemen.values():
@@ -154,22 +177,49 @@ async def _up(
 
 
 @asynccontextmanager
-async def _sampled(case: _Case, writer: ResultWriter) -> AsyncIterator[Sampler]:
+async def _sampled(case: _Case, scenario: Scenario, writer: ResultWriter, show: Show) -> AsyncIterator[Sampler]:
     ward = case.ward
     targets = [Target(each, ward.group(each), ward.operator.url(each)) for each in ward.node_ids]
     sampler = Sampler(targets, ward.operator.context, case.number, writer.now_s)
     sampler.start()
     watch = Watch(ward, sampler, writer, case.number)
-    watching = asyncio.ensure_future(watch.run())
+    watching = [asyncio.ensure_future(watch.run()), asyncio.ensure_future(_shown(case, scenario, sampler, show))]
     try:
         yield sampler
     finally:
-        watching.cancel()
-        await asyncio.gather(watching, return_exceptions=True)
+        for task in watching:
+            task.cancel()
+        await asyncio.gather(*watching, return_exceptions=True)
         await asyncio.to_thread(sampler.stop)
         watch.look()
         sampler.pour(writer)
         writer.overhead(sampler.overhead())
+
+
+async def _shown(case: _Case, scenario: Scenario, sampler: Sampler, show: Show) -> None:
+    """Tell the live view how it goes, until cancelled."""
+    expected_s = scenario.warm_up_s + scenario.duration_s + scenario.saturate_s + 10.0
+    done, cases = case.at
+    while True:
+        seen, traffic = sampler.seen(), case.traffic
+        keys = traffic.book.of("key", case.phase, "validators")
+        share = min(0.99, (time.monotonic() - case.begun_s) / expected_s)
+        show(
+            LiveState(
+                case_label=f"{case.point.nodes} nodes, load × {case.point.load:g}",
+                phase=case.phase,
+                share_done=(done + share) / cases,
+                nodes_up=len(case.ward.launcher.running()),
+                nodes_total=case.point.nodes,
+                height=seen.height,
+                records=traffic.kinds.get("commit", 0),
+                requests=traffic.answered,
+                key_ms_p50=keys.percentile_ms(50),
+                key_ms_p95=keys.percentile_ms(95),
+                failures=traffic.failed,
+            )
+        )
+        await asyncio.sleep(SHOWN_EVERY_S)
 
 
 async def _phases(case: _Case, scenario: Scenario, writer: ResultWriter, sampler: Sampler, tell: Tell) -> None:
@@ -323,10 +373,23 @@ def summary(result: Result) -> dict[str, Any]:
         "status": result.run.status,
         "reason": result.why_partial,
         "cases": cases,
+        "exponents": _exponents(cases),
         "checks": len(result.run.checks),
         "checks_failed": [f"{c.name}: {c.found} (limit {c.limit}) {c.message}".strip() for c in failed],
         "result": str(result.directory),
     }
+
+
+def _exponents(cases: Sequence[dict[str, Any]]) -> dict[str, dict[str, float]]:
+    """Fit figure ∝ nodes^exponent over the sizes of a run, for every figure that three sizes or more have."""
+    names = dict.fromkeys(name for case in cases for name in case if name in FIGURES)
+    found: dict[str, dict[str, float]] = {}
+    for name in names:
+        known = [(case["nodes"], case[name]) for case in cases if isinstance(case.get(name), float)]
+        fitted = exponent([size for size, _ in known], [value for _, value in known])
+        if fitted is not None:
+            found[name] = {"exponent": fitted.exponent, "low": fitted.low, "high": fitted.high}
+    return {name: {key: round(value, 3) for key, value in fit.items()} for name, fit in found.items()}
 
 
 def _short(value: float | None) -> float | None:

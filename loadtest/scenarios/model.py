@@ -56,7 +56,6 @@ class Network(Record, frozen=True, kw_only=True):
     link: dict[str, dict[str, bool | int | float | str]] = {}  # overrides of the profile: source, channel, detector, …
     block_pulses: Annotated[int, Meta(ge=10_000, le=100_000_000_000)] | None = None
     shaping: Shaping = Shaping()
-    namespaces: bool = False  # one network namespace per node with netem, for root only
 
 
 class Client(Record, frozen=True, kw_only=True):
