@@ -5,7 +5,7 @@ Holds signers only; when a new key begins to count is decided by the state that 
 
 from collections.abc import Iterable, Mapping
 
-from ledger.signatures import PUBLIC_KEY_SIZE_BYTES, HybridSigner, Signer
+from ledger.signatures import PUBLIC_KEY_SIZE_BYTES, Ed25519Signer, HybridSigner, Signer, post_quantum_seed
 from ledger.state import State
 from ledger.validators import Validators
 
@@ -31,6 +31,11 @@ class OwnKeys:
             hybrid = HybridSigner(signer, seed)
             self._voters[hybrid.public_key] = hybrid
 
+    @property
+    def first(self) -> Signer:
+        """The signer that was held first."""
+        return next(iter(self._signers.values()))
+
     def is_own(self, state: State) -> bool:
         """Say whether the chain knows one of these keys as this node's; True where it does not know the node yet."""
         node = state.node(self.node_id)
@@ -51,6 +56,20 @@ class OwnKeys:
         """
         vote_key = validators.key_of(self.node_id)
         return None if vote_key is None else self._voters.get(vote_key)
+
+    @classmethod
+    def of_seeds(cls, node_id: str, seeds: Iterable[bytes], hybrid: bool) -> "OwnKeys":
+        """Return the keys of Ed25519 seeds; on a chain of hybrid votes each seed also makes an ML-DSA-65 key."""
+        keys = cls(node_id, ())
+        for seed in seeds:
+            keys.add_seed(seed, hybrid)
+        return keys
+
+    def add_seed(self, seed: bytes, hybrid: bool) -> bytes:
+        """Hold the key of one more seed; returns its Ed25519 public key."""
+        signer = Ed25519Signer(seed)
+        self.add(signer, post_quantum_seed(seed) if hybrid else None)
+        return signer.public_key
 
     def voter_with(self, public_key: bytes) -> Signer | None:
         """Return the signer of statements whose Ed25519 key this is: the hybrid one where there is one."""

@@ -79,6 +79,14 @@ class Ed25519Verifier:
         return True
 
 
+def post_quantum_seed(seed: bytes) -> bytes:
+    """Return the ML-DSA-65 seed of a node whose Ed25519 seed this is: one secret to keep.
+
+    Who breaks Ed25519 learns the scalar, which is a hash of the seed, and not the seed itself.
+    """
+    return hashlib.sha256(b"qnode/ml-dsa-65 seed/1" + seed).digest()
+
+
 class HybridSigner:
     """Signs votes twice: the classical signature, followed by the one of ML-DSA-65. About 0.3 ms a vote.
 

@@ -360,6 +360,10 @@ class State:
         found = [self._keys[public_key] for public_key in self._keys_of.get(node_id, ())]
         return sorted(found, key=lambda key: key.first_height)
 
+    def all_keys(self) -> Iterator[KeyState]:
+        """Iterate over the entries of keys."""
+        return iter(self._keys.values())
+
     def is_key_known(self, public_key: bytes) -> bool:
         """Say whether any node has this key, or ever had it: a key is never used twice."""
         return public_key in self._keys or any(node.public_key == public_key for node in self._nodes.values())

@@ -8,8 +8,9 @@ import numpy as np
 from cryptography.hazmat.primitives.asymmetric import ed25519
 
 from ledger.genesis import Genesis, GenesisLink
+from ledger.identity import OwnKeys
 from ledger.replica import ReplicaSettings
-from ledger.signatures import Ed25519Signer, Ed25519Verifier
+from ledger.signatures import Ed25519Verifier
 from protocol.entropy import Entropy
 from protocol.parameters import ParameterError
 from protocol.quantum.link import LinkParameters
@@ -17,6 +18,7 @@ from protocol.session import SessionParameters
 from qnode.delivery import DeliveryLimits
 from qnode.io.certificates import load_private_key
 from qnode.io.configuration import read_file
+from qnode.io.identities import load_identities
 from qnode.links import LinkConfiguration
 from qnode.node import NodeSetup
 from qnode.settings import LinkSettings, NodeSettings, SettingsError
@@ -41,7 +43,7 @@ def node_setup(settings: NodeSettings, genesis: Genesis, entropy: Entropy) -> No
         node_id=settings.node_id,
         genesis=genesis,
         identity_seed=seed,
-        signer=Ed25519Signer(seed),
+        keys=_own_keys(settings, genesis),
         verifier=Ed25519Verifier(),
         entropy=entropy,
         jitter=random.Random(secrets.randbits(64)),
@@ -62,15 +64,18 @@ def node_setup(settings: NodeSettings, genesis: Genesis, entropy: Entropy) -> No
     )
 
 
+def _own_keys(settings: NodeSettings, genesis: Genesis) -> OwnKeys:
+    seeds = [identity.seed for identity in load_identities(settings)]
+    return OwnKeys.of_seeds(settings.node_id, seeds, genesis.parameters.hybrid_votes)
+
+
 def _identity_seed(settings: NodeSettings, genesis: Genesis) -> bytes:
     key = load_private_key(settings.identity_key)
     if not isinstance(key, ed25519.Ed25519PrivateKey):
         raise SettingsError(f"identity_key {settings.identity_key} is not an Ed25519 key; `qnode init` makes one")
     public = key.public_key().public_bytes_raw()
     listed = {node.node_id: node.public_key for node in genesis.nodes}
-    if settings.node_id not in listed:
-        raise SettingsError(f"node_id {settings.node_id!r} is not in the genesis; it lists {', '.join(sorted(listed))}")
-    if listed[settings.node_id] != public:
+    if listed.get(settings.node_id, public) != public:  # a node that was admitted later is not listed
         raise SettingsError(
             f"identity_key {settings.identity_key} is not the key that the genesis lists for {settings.node_id}: "
             "restore the key that was written with this genesis"

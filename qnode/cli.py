@@ -25,6 +25,7 @@ COMMANDS: Final = {
     "ledger": "qnode.commands.ledger:ledger",
     "governance": "qnode.commands.governance:governance",
     "policy": "qnode.commands.policy:policy",
+    "node": "qnode.commands.node:node",
     "link": "qnode.commands.link:link",
     "device": "qnode.commands.device:device",
     "mqtt": "qnode.commands.mqtt:mqtt",

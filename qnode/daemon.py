@@ -35,6 +35,7 @@ from qnode.inputs import Answer, DocumentAnswer, GetNodeStatus, Request, Request
 from qnode.io import certificates, configuration
 from qnode.io.clock import SystemClock
 from qnode.io.entropy import node_entropy
+from qnode.io.identities import load_identities
 from qnode.io.jobs import Jobs
 from qnode.io.pidfile import PidFile
 from qnode.io.process import ProcessFigures
@@ -150,12 +151,22 @@ async def _finish(driver: Driver, running: "asyncio.Task[None]") -> None:
 
 def _transport(settings: NodeSettings, genesis: Genesis, driver: Driver, log: Log) -> Transport:
     peer_to_peer = settings.peer_to_peer
+    contexts = certificates.peer_contexts(peer_to_peer.certificate, settings.identity_key, peer_to_peer.ca)
+
+    def show(own_key: bytes) -> None:
+        held = next((each for each in load_identities(settings) if each.public_key == own_key), None)
+        if held is not None:
+            certificates.show(contexts, held.certificate, held.key)
+        elif own_key:  # without one the chain has not admitted this node yet
+            log.error("identity key missing", public_key=own_key.hex(), what_to_do="restore it beside identity_key")
+
     identity = NodeIdentity(
         settings.node_id,
         genesis.digest,
         {node.node_id: node.public_key for node in genesis.nodes},
-        certificates.peer_contexts(peer_to_peer.certificate, settings.identity_key, peer_to_peer.ca),
+        contexts,
         secrets.randbits(63),
+        show,
     )
 
     def connected(peer: str) -> None:
@@ -180,7 +191,8 @@ def _api(
         log.error(what, exc_info=error)
 
     context = certificates.api_context(settings.api.certificate, settings.api.key, settings.api.ca)
-    doors = (Etsi014(ask, settings.pool), Admin(ask), DeviceAdmin(ask), ShapingAdmin(transport))
+    admin = Admin(ask, lambda: load_identities(settings))
+    doors = (Etsi014(ask, settings.pool), admin, DeviceAdmin(ask), ShapingAdmin(transport))
     return ApiServer(settings.api, context, doors, report)
 
 

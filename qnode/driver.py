@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final, Protocol
 
-from qnode.effects import Delete, Disconnect, Effect, Log, Put, Respond, RunJob, SendTo, TrafficClass
+from qnode.effects import Delete, Disconnect, Effect, Log, Put, Respond, RunJob, SendTo, TrafficClass, UsePeerKeys
 from qnode.inputs import Answer, FrameReceived, Input, JobDone, PeerConnected, PeerLost, Request, Requested, Ticked
 from qnode.io.jobs import Jobs
 from qnode.io.storage import Storage
@@ -32,6 +32,7 @@ class Transport(Protocol):
 
     def send(self, peer: str, traffic: TrafficClass, frame: bytes) -> bool: ...
     def disconnect(self, peer: str, reason: str) -> None: ...
+    def use_keys(self, keys: UsePeerKeys) -> None: ...
     def pause_reading(self, peer: str) -> None: ...
     def resume_reading(self, peer: str) -> None: ...
 
@@ -211,6 +212,9 @@ class Driver:
             match effect:
                 case SendTo():
                     self._send(effect)
+                case UsePeerKeys():
+                    if self._transport is not None:
+                        self._transport.use_keys(effect)
                 case Respond(request_id, answer):
                     future = self._requests.get(request_id)
                     if future is not None and not future.done():

@@ -57,6 +57,15 @@ class Disconnect:
 
 
 @dataclass(frozen=True, slots=True)
+class UsePeerKeys:
+    """Let connections show these keys, (public key, node), and no key of `refused`; show `own_key` in one's own."""
+
+    own_key: bytes
+    accepted: tuple[tuple[bytes, str], ...]
+    refused: tuple[bytes, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class RunJob:
     """Run `work()` off the loop and bring the result back as `JobDone(job_id, …)`."""
 
@@ -81,4 +90,4 @@ class Log:
     fields: tuple[tuple[str, Any], ...] = ()
 
 
-Effect = Put | Delete | SendTo | Disconnect | RunJob | Respond | Log
+Effect = Put | Delete | SendTo | Disconnect | UsePeerKeys | RunJob | Respond | Log

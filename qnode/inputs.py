@@ -140,6 +140,22 @@ class SubmitTransactions:
     until_committed: bool = False
 
 
+@dataclass(frozen=True, slots=True)
+class GetIdentity:
+    """The keys by which the chain knows this node, or knew it."""
+
+
+@dataclass(frozen=True, slots=True)
+class RotateKey:
+    """Hold the keys of these seeds, and have the chain know this node by `public_key`, which is of one of them.
+
+    Answered like `SubmitTransactions` when the block with the record is executed.
+    """
+
+    public_key: bytes
+    seeds: tuple[bytes, ...] = field(repr=False)
+
+
 # ---- devices: what comes from the broker, and what operators ask about them
 
 
@@ -200,6 +216,8 @@ Request = (
     | GetProof
     | GetGovernance
     | SubmitTransactions
+    | GetIdentity
+    | RotateKey
     | DeviceFrame
     | IssueEnrolment
     | RevokeDevice

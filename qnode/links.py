@@ -174,6 +174,7 @@ class LinkServices:
     physics: Callable[[str], np.random.Generator]
     is_alarmed: Callable[[str], bool]
     rules: ChainRules
+    record_keys: Callable[[str], list[bytes]]  # of a node: what its signature inside a record may be of
 
 
 class Link:
@@ -591,8 +592,8 @@ class Link:
         if self.role == TRANSMITTER:
             record = self._record(running, block)
             signing_bytes = self._signing_bytes(record)
-            peer_key = next(n.public_key for n in services.genesis.nodes if n.node_id == self.peer)
-            if len(signature) != 64 or not services.verifier.verify(peer_key, signing_bytes, signature):
+            peer_keys = services.record_keys(self.peer)
+            if not any(services.verifier.verify(key, signing_bytes, signature) for key in peer_keys):
                 services.context.write(services.keys.discard(self.link_id, running.block_number))
                 reason = "the receiver signed another record: the two ends do not hold the same block"
                 self._end(running, SessionAborted(reason, block.qber_ppm, attacked=False))

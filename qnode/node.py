@@ -22,11 +22,13 @@ from ledger.delivery_proof import NotYetProvable, UnknownKey, prove_delivery
 from ledger.genesis import Genesis
 from ledger.identity import OwnKeys
 from ledger.light import ProofError
+from ledger.membership import record_keys
 from ledger.replica import Replica, ReplicaSettings
-from ledger.signatures import Signer, Verifier
+from ledger.signatures import Verifier
 from ledger.state import State
 from ledger.transactions import KeyBlockRecorded, KeyDelivered, Transaction, transaction_id
 from ledger.transactions import decode as decode_transaction
+from ledger.transactions import encode as encode_transaction
 from protocol.entropy import Entropy
 from protocol.parameters import ParameterError
 from qnode import wire
@@ -34,6 +36,7 @@ from qnode.context import Context
 from qnode.delivery import Delivery, DeliveryLimits
 from qnode.devices import DevicePlane, Devices
 from qnode.effects import Delete, Disconnect, Effect, Put, Respond, SendTo, TrafficClass
+from qnode.identity import PresentSigner, RotationImpossible, grace_ends, make_rotation, peer_keys
 from qnode.inputs import (
     DeviceFrame,
     DocumentAnswer,
@@ -41,6 +44,7 @@ from qnode.inputs import (
     GetBlocks,
     GetDevices,
     GetGovernance,
+    GetIdentity,
     GetKeys,
     GetKeysWithIds,
     GetNodeStatus,
@@ -56,6 +60,7 @@ from qnode.inputs import (
     Requested,
     RequestError,
     RevokeDevice,
+    RotateKey,
     SetAttack,
     SetDeviceAttack,
     SubmitTransactions,
@@ -95,7 +100,7 @@ class NodeSetup:
     node_id: str
     genesis: Genesis
     identity_seed: bytes = field(repr=False)
-    signer: Signer
+    keys: OwnKeys
     verifier: Verifier
     entropy: Entropy
     jitter: random.Random
@@ -130,7 +135,7 @@ class Node:
         self._started_ns = now_ns
         self._replica = Replica(
             genesis=setup.genesis,
-            keys=OwnKeys(setup.node_id, (setup.signer,)),
+            keys=setup.keys,
             verifier=setup.verifier,
             settings=setup.replica,
             jitter=setup.jitter,
@@ -147,12 +152,13 @@ class Node:
             self._context,
             self._keys,
             setup.genesis,
-            setup.signer,
+            PresentSigner(setup.keys, lambda: self._replica.state),
             setup.verifier,
             vault,
             setup.physics,
             self._is_alarmed,
             self._rules,
+            lambda node_id: record_keys(self._replica.state, node_id),
         )
         self._links = {link.link_id: Link(link, services, stored) for link in setup.links}
         by_neighbour: dict[str, tuple[str, ...]] = {}
@@ -194,6 +200,8 @@ class Node:
         self.admissions: list[tuple[int, int]] = []
         """What the last step took into the mempool: (transactions, when their frame or request arrived)."""
         self._housekeeping_ns = now_ns + HOUSEKEEPING_NS
+        self._peer_keys_until: int | None = None
+        self._use_peer_keys()
         self._tell_replica(ledger_inputs.Started())
         self._settle()
 
@@ -229,6 +237,10 @@ class Node:
                 self._tell_replica(ledger_inputs.PeerUp(peer))
             case PeerLost(peer):
                 self._peer_lost(peer)
+            case Requested(request_id, RotateKey() as request):
+                self._rotate_key(request_id, request)
+            case Requested(request_id, GetIdentity()):
+                self._context.do(Respond(request_id, self._identity()))
             case Requested(request_id, SubmitTransactions() as request, arrived_ns):
                 self._submit_for(request_id, request, arrived_ns)
             case Requested(request_id, request):
@@ -395,6 +407,9 @@ class Node:
     def _committed(self, news: ledger_outputs.BlockCommitted) -> None:
         """A block is final: key blocks of this node's links become available, expired ones are destroyed."""
         self._context.height = news.height
+        until = self._peer_keys_until
+        if self.state.changed_nodes or (until is not None and news.height >= until):
+            self._use_peer_keys()
         for receipt in news.receipts:
             if self._committers and (request_id := self._committers.pop(receipt.transaction_id, None)) is not None:
                 document = {"committed": True, "height": news.height, "ok": receipt.ok, "reason": receipt.reason}
@@ -524,6 +539,32 @@ class Node:
         if awaited:
             self._committers[awaited] = request_id
         self._tell_replica(ledger_inputs.EncodedTransactionsSubmitted(self._tokens, request.transactions))
+
+    def _use_peer_keys(self) -> None:
+        self._context.do(peer_keys(self.state, self._setup.node_id))
+        self._peer_keys_until = grace_ends(self.state)
+
+    def _identity(self) -> DocumentAnswer:
+        node = self.state.node(self._setup.node_id)
+        present = [] if node is None else [(node.public_key, True)]
+        former = [(key.public_key, False) for key in self.state.keys_of(self._setup.node_id) if key.last_height]
+        keys = [{"public_key": key.hex(), "present": in_force} for key, in_force in present + former]
+        return DocumentAnswer({"node_id": self._setup.node_id, "keys": keys})
+
+    def _rotate_key(self, request_id: int, request: RotateKey) -> None:
+        """Hold a new key, and ask the chain to know this node by it."""
+        keys, genesis = self._setup.keys, self._setup.genesis
+        held = [keys.add_seed(seed, genesis.parameters.hybrid_votes) for seed in request.seeds]
+        if request.public_key not in held:
+            answer = RequestError(409, "this node holds no such key; make one with `qnode node rotate-key`")
+            self._context.do(Respond(request_id, answer))
+            return
+        try:
+            record = make_rotation(keys, self.state, genesis, request.public_key)
+        except RotationImpossible as error:
+            self._context.do(Respond(request_id, RequestError(409, str(error))))
+            return
+        self._submit_for(request_id, SubmitTransactions((encode_transaction(record),), True), self._context.now_ns)
 
     def _set_attack(self, request: SetAttack) -> DocumentAnswer | RequestError:
         link = self._links.get(request.link_id)

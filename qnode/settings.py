@@ -246,6 +246,12 @@ class NodeSettings:
     genesis: Path = setting("file", "the chain this node belongs to; the same bytes at every node")
     state_directory: Path = setting("directory", "all that must survive a crash; one daemon only")
     identity_key: Path = setting("file", "the node's Ed25519 private key: its votes, records and connections")
+    members: str = setting(
+        "source",
+        "what node_id and [[peers]] may name: nodes of the genesis file alone, or also those that the chain admits",
+        "genesis",
+        choices=("genesis", "chain"),
+    )
     log_level: str = setting(
         "level", "what is written to the log", "info", choices=("debug", "info", "warning", "error")
     )

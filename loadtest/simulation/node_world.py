@@ -15,6 +15,7 @@ from typing import Any, Final, Protocol
 import numpy as np
 
 from ledger.genesis import Genesis, GenesisLink, GenesisNode, GenesisSae
+from ledger.identity import OwnKeys
 from ledger.outputs import Erase, Store
 from ledger.replica import ReplicaSettings
 from ledger.signatures import SimulatedSigner, SimulatedVerifier
@@ -306,7 +307,7 @@ class NodeWorld(Timeline):
             node_id=host.node_id,
             genesis=self.genesis,
             identity_seed=identity_seed,
-            signer=signer,
+            keys=OwnKeys(host.node_id, (signer,)),
             verifier=self._verifier,
             entropy=SeededEntropy(hashlib.sha256(f"{name}/entropy".encode()).digest()),
             jitter=random.Random(f"{name}/jitter"),

@@ -6,6 +6,7 @@ Open to operator certificates only. Decides the form of requests; all content co
 import base64
 import binascii
 import math
+from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 from qnode.api.http import Ask, Call, CallError, Reply, decimal, document_reply, raise_refusal
@@ -13,12 +14,15 @@ from qnode.inputs import (
     DocumentAnswer,
     GetBlocks,
     GetGovernance,
+    GetIdentity,
     GetNodeStatus,
     GetProof,
     Request,
+    RotateKey,
     SetAttack,
     SubmitTransactions,
 )
+from qnode.io.identities import HeldIdentity
 
 BLOCKS_PER_CALL_MAX: Final = 1000  # some hundred kilobytes of summaries; a caller pages on with `from`
 TRANSACTIONS_PER_CALL_MAX: Final = 4096  # one full bundle
@@ -29,8 +33,10 @@ class Admin:
 
     prefix: tuple[str, ...] = ("admin", "v1")
 
-    def __init__(self, ask: Ask) -> None:
+    def __init__(self, ask: Ask, identities: Callable[[], Sequence[HeldIdentity]] = tuple) -> None:
+        """`identities` reads the node's identity keys from its disk."""
         self._ask = ask
+        self._identities = identities
 
     async def handle(self, call: Call) -> Reply:
         """Answer one call of an operator. Raises CallError."""
@@ -59,6 +65,11 @@ class Admin:
                 call.require_method("GET")
                 call.parameters()
                 return document_reply(await self._document(GetProof(key_id)))
+            case ("identity",):
+                call.require_method("GET", "POST")
+                call.parameters()
+                request = GetIdentity() if call.method == "GET" else await self._rotation(call)
+                return document_reply(await self._document(request))
             case ("governance",):
                 call.require_method("GET")
                 call.parameters()
@@ -70,8 +81,16 @@ class Admin:
         raise CallError(
             404,
             "unknown path; here are status, links, links/{id}/attack, ledger/blocks, ledger/proofs/{key_ID}, "
-            "ledger/transactions, governance",
+            "ledger/transactions, governance, identity",
         )
+
+    async def _rotation(self, call: Call) -> RotateKey:
+        """POST {"public_key": hexadecimal} of a key that lies beside the node's first one."""
+        public_key = (await call.members("public_key")).get("public_key")
+        held = self._identities()
+        if not isinstance(public_key, str) or public_key not in {each.public_key.hex() for each in held}:
+            raise CallError(400, "public_key must be the hexadecimal of an identity key that the node has on its disk")
+        return RotateKey(bytes.fromhex(public_key), tuple(each.seed for each in held))
 
     async def _document(self, request: Request) -> dict[str, Any]:
         answer = await self._ask(request)

@@ -204,6 +204,15 @@ def peer_contexts(certificate: Path, key: Path, authority: Path) -> tuple[ssl.SS
     return server, client
 
 
+def show(contexts: tuple[ssl.SSLContext, ssl.SSLContext], certificate: Path, key: Path) -> None:
+    """Let the next connections of both contexts show another certificate. Raises CertificateError."""
+    try:
+        for context in contexts:
+            context.load_cert_chain(certificate, key)
+    except (OSError, ssl.SSLError) as error:
+        raise CertificateError(f"{certificate} or {key} cannot be used for TLS: {error}") from None
+
+
 def api_context(certificate: Path, key: Path, authority: Path) -> ssl.SSLContext:
     """Return the server context of the HTTPS listener: TLS 1.2 or newer, client certificate required."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)

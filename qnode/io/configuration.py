@@ -62,11 +62,12 @@ def read_genesis(node_settings: NodeSettings) -> Genesis:
     except (GenesisError, UnicodeDecodeError) as error:
         raise SettingsError(f"{path}: {error}") from None
     known = {node.node_id for node in genesis.nodes}
-    if node_settings.node_id not in known:
-        raise SettingsError(f"node_id {node_settings.node_id!r} is not in {path}; it lists {', '.join(sorted(known))}")
-    for peer in node_settings.peers:
-        if peer.node_id not in known:
-            raise SettingsError(f"[[peers]] names {peer.node_id!r}, which is not in {path}; remove that table")
+    for name in (node_settings.node_id, *(peer.node_id for peer in node_settings.peers)):
+        if name not in known and node_settings.members == "genesis":
+            raise SettingsError(
+                f"{name!r} is not in {path}, which lists {', '.join(sorted(known))}; correct it, or set members = "
+                "'chain' for nodes that the chain admits later"
+            )
     return genesis
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Final, Protocol, cast
 
 from qnode.effects import TrafficClass
-from qnode.io.certificates import node_public_key
+from qnode.io.certificates import identity_of, node_public_key
 from qnode.io.frames import (
     PROTOCOL_VERSION,
     FrameChecksumError,
@@ -63,7 +63,7 @@ class Owner(Protocol):
     own_hello: Hello
 
     def opened(self, connection: "Connection") -> None: ...
-    def node_with_key(self, public_key: bytes | None) -> str | None: ...
+    def node_with_key(self, public_key: bytes | None, claimed: str | None) -> str | None: ...
     def introduced(self, connection: "Connection") -> None: ...
     def welcomed(self, connection: "Connection") -> None: ...
     def received(self, connection: "Connection", frame: bytes) -> None: ...
@@ -75,6 +75,7 @@ class Connection(asyncio.Protocol):
 
     def __init__(self, owner: Owner, dialled: str | None = None) -> None:
         self.peer = ""
+        self.peer_key: bytes | None = None
         self.instance = 0
         self.up = False
         self.reason = ""
@@ -106,10 +107,13 @@ class Connection(asyncio.Protocol):
         self._received_at = self._loop.time()
         self._owner.opened(self)
         tls = transport.get_extra_info("ssl_object")
-        peer = self._owner.node_with_key(node_public_key(tls.getpeercert(binary_form=True)) if tls else None)
+        self.peer_key = node_public_key(tls.getpeercert(binary_form=True)) if tls else None
+        named = identity_of(tls.getpeercert()) if tls else None
+        claimed = named.name if named is not None and named.kind == "node" else None
+        peer = self._owner.node_with_key(self.peer_key, claimed)
         if peer is None:
             self._refuse(
-                "the key in its certificate is not a node of our genesis file; use the same genesis.json on both"
+                "the key in its certificate is not a node of our chain; use the same genesis.json on both, or admit it"
             )
         elif self._dialled not in (None, peer):
             self._refuse(f"it is {peer}, we dialled {self._dialled}; correct host and port in [[peers]]")

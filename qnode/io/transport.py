@@ -9,13 +9,14 @@ lost, frame.
 import asyncio
 import contextlib
 import errno
+import math
 import random
 import ssl
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from qnode.effects import TrafficClass
+from qnode.effects import TrafficClass, UsePeerKeys
 from qnode.io.connection import Connection, ConnectionCounters, ConnectionLimits
 from qnode.io.frames import FRAME_SIZE_BYTES_MAX, PROTOCOL_VERSION, Hello
 from qnode.io.shaping import UNSHAPED, Shape
@@ -29,6 +30,10 @@ PROBE_TIMEOUT_S: Final = 2.0
 FAULT_PAUSE_S: Final = 5.0  # a peer that we disconnected for a fault is not met again before
 # Connections that have shown a certificate of ours but not finished their hello; more are dropped at once.
 GREETINGS_MAX: Final = 256
+
+
+ALONE_S: Final = 10.0
+"""Without any connection for so long, a node takes the authority's word for keys that it does not know."""
 
 
 class TransportError(RuntimeError):
@@ -53,9 +58,10 @@ class NodeIdentity:
 
     node_id: str
     genesis_digest: bytes
-    node_keys: Mapping[str, bytes]  # node ID → raw Ed25519 public key, from genesis
+    node_keys: Mapping[str, bytes]  # node ID → raw Ed25519 public key, from genesis; `use_keys` replaces it
     contexts: tuple[ssl.SSLContext, ssl.SSLContext]
     instance: int  # random per start
+    show: Callable[[bytes], None] = lambda own_key: None  # loads the certificate of an own key into the contexts
 
 
 class Transport:
@@ -79,6 +85,9 @@ class Transport:
         self._events = events
         self._jitter = jitter
         self._node_of_key = {key: node_id for node_id, key in identity.node_keys.items()}
+        self._refused_keys: frozenset[bytes] = frozenset()
+        self._own_key = b""
+        self._last_company_s = math.inf
         self._open: set[Connection] = set()
         self._up: dict[str, Connection] = {}
         self._changed: dict[str, asyncio.Event] = {}
@@ -92,6 +101,7 @@ class Transport:
     async def start(self) -> None:
         """Listen, and begin to dial. Raises TransportError when the port cannot be used."""
         loop = asyncio.get_running_loop()
+        self._last_company_s = loop.time()
         host, port = self._settings.listen_host, self._settings.listen_port
         try:
             self._server = await loop.create_server(
@@ -179,9 +189,33 @@ class Transport:
 
     # ---- what connections ask and tell (qnode.io.connection.Owner)
 
-    def node_with_key(self, public_key: bytes | None) -> str | None:
-        """Return the node of this chain that holds a key."""
-        return self._node_of_key.get(public_key) if public_key is not None else None
+    def use_keys(self, keys: UsePeerKeys) -> None:
+        """Follow the chain: who holds which key, which keys are out, and which one this node shows."""
+        self._node_of_key = dict(keys.accepted)
+        self._refused_keys = frozenset(keys.refused)
+        if keys.own_key != self._own_key:
+            self._own_key = keys.own_key
+            self._identity.show(keys.own_key)
+        for connection in list(self._open):
+            if connection.peer_key in self._refused_keys:
+                connection.close("its key is retired, or its node was removed")
+
+    def node_with_key(self, public_key: bytes | None, claimed: str | None) -> str | None:
+        """Return the node of this chain that holds a key.
+
+        While this node has been alone for a while, a key that its chain does not know (yet) stands for the node that
+        the cluster's authority says it is: who was away while all others rotated their keys could never catch up
+        otherwise. A key that the chain has retired never passes.
+        """
+        if public_key is None or public_key in self._refused_keys:
+            return None
+        known = self._node_of_key.get(public_key)
+        if known is None and self._is_alone() and claimed in self._node_of_key.values():
+            return claimed
+        return known
+
+    def _is_alone(self) -> bool:
+        return not self._up and asyncio.get_running_loop().time() - self._last_company_s >= ALONE_S
 
     def introduced(self, connection: Connection) -> None:
         """A connection's hello is good: refuse it, or if we decide for this pair, choose."""
@@ -309,6 +343,7 @@ class Transport:
             self._events.on_refused(peer, reason)
 
     def _notify(self, peer: str) -> None:
+        self._last_company_s = asyncio.get_running_loop().time()
         event = self._changed.get(peer)
         if event is not None:
             event.set()

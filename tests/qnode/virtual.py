@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from ledger.genesis import Genesis, GenesisLink, GenesisNode, GenesisSae
+from ledger.identity import OwnKeys
 from ledger.signatures import Ed25519Signer, Ed25519Verifier
 from ledger.state import LinkState, SaeState
 from protocol.entropy import SeededEntropy
@@ -122,7 +123,7 @@ class Cluster:
                 node_id=name,
                 genesis=self.genesis,
                 identity_seed=seeds[index],
-                signer=signers[index],
+                keys=OwnKeys(name, (signers[index],)),
                 verifier=Ed25519Verifier(),
                 entropy=SeededEntropy(name.encode()),
                 jitter=random.Random(index),

@@ -13,7 +13,7 @@ import uvloop
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 
-from qnode.effects import TrafficClass
+from qnode.effects import TrafficClass, UsePeerKeys
 from qnode.io import connection as connection_module
 from qnode.io import transport as transport_module
 from qnode.io.certificates import Authority, Identity, peer_contexts
@@ -219,7 +219,7 @@ async def test_a_key_outside_genesis_is_refused(world: World) -> None:
     foreign = world.contexts("b", ed25519.Ed25519PrivateKey.generate())
     b = await world.node("b", {"a": a.transport.listen_port}, contexts=foreign)
     await asyncio.gather(a.until_told("refused"), b.until_told("refused"))
-    assert "not a node of our genesis" in a.refusal()
+    assert "not a node of our chain" in a.refusal()
 
 
 @on_both_loops
@@ -229,7 +229,7 @@ async def test_an_ordinary_certificate_of_the_authority_is_not_a_node(world: Wor
         "b", {"a": a.transport.listen_port}, contexts=world.contexts("b", ec.generate_private_key(ec.SECP256R1()))
     )
     await asyncio.gather(a.until_told("refused"), b.until_told("refused"))
-    assert "not a node of our genesis" in a.refusal()
+    assert "not a node of our chain" in a.refusal()
 
 
 @on_both_loops
@@ -467,3 +467,32 @@ async def test_after_random_restarts_every_pair_has_one_live_connection(world: W
         for peer in names:
             kinds = [told[0] for told in node.told if told[1] == peer and told[0] != "refused"]
             assert kinds == ["connected", "lost"] * (len(kinds) // 2) + ["connected"] * (len(kinds) % 2)
+
+
+# ---- keys that the chain changes
+
+
+def raw(world: World, name: str) -> bytes:
+    return world.keys[name].public_key().public_bytes_raw()
+
+
+@on_both_loops
+async def test_a_lonely_node_takes_the_authority_s_word_for_an_unknown_key(world: World) -> None:
+    rotated = world.contexts("b", ed25519.Ed25519PrivateKey.generate())
+    a = await world.node("a")
+    a.transport._last_company_s -= transport_module.ALONE_S
+    b = await world.node("b", {"a": a.transport.listen_port}, contexts=rotated)
+    await asyncio.gather(a.until_told("connected", "b"), b.until_told("connected", "a"))
+
+
+@on_both_loops
+async def test_retired_keys_lose_their_connections_and_new_ones_serve(world: World) -> None:
+    a = await world.node("a")
+    new_key = ed25519.Ed25519PrivateKey.generate()
+    b = await world.node("b", {"a": a.transport.listen_port})
+    await asyncio.gather(a.until_told("connected", "b"), b.until_told("connected", "a"))
+    keys = ((raw(world, "a"), "a"), (new_key.public_key().public_bytes_raw(), "b"))
+    a.transport.use_keys(UsePeerKeys(raw(world, "a"), keys, (raw(world, "b"),)))
+    await a.until_told("lost", "b", "its key is retired, or its node was removed")
+    again = await world.node("b", {"a": a.transport.listen_port}, contexts=world.contexts("b", new_key))
+    await again.until_told("connected", "a")
