@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Final, Self, TypeVar
 
 from ledger.chain import Chain
+from ledger.contracts.proof import INDEX, contract_keys, judge, put_policies, revocations
 from ledger.encoding import MalformedEncoding, pack, unpack, unpack_array
 from ledger.execution import Rules, execute_proven
 from ledger.genesis import Genesis
@@ -48,10 +49,10 @@ from ledger.transactions import (
 )
 
 Record = TypeVar("Record", KeyBlockRecorded, KeyDelivered)
-FORMAT: Final = "qnode delivery proof 2"
+FORMAT: Final = "qnode delivery proof 3"
 _MEMBERS: Final = (
     *("format", "chain_id", "genesis", "key_id", "delivery", "key_blocks", "anchor", "entries"),
-    *("set_changes", "node_keys"),
+    *("set_changes", "node_keys", "contracts"),
 )
 
 
@@ -77,7 +78,8 @@ class DeliveryProof:
     """Everything a checker needs. `key_blocks` in the order in which the hops first name them, `entries` by name.
 
     `set_changes` lead from the genesis' validators to those of the anchor; `node_keys` prove, under the anchor, each
-    key of the delivery's nodes that came after the genesis or went.
+    key of the delivery's nodes that came after the genesis or went. `contracts` prove what is revoked, what is not, and
+    which policies were in force.
     """
 
     delivery: TransactionProof
@@ -86,6 +88,7 @@ class DeliveryProof:
     entries: Mapping[str, TrieProof]
     set_changes: tuple[SetChange, ...] = ()
     node_keys: Mapping[bytes, TrieProof] = field(default_factory=dict)
+    contracts: Mapping[str, TrieProof] = field(default_factory=dict)
 
     def document(self, genesis: Genesis) -> dict[str, Any]:
         """Return the members of proof.json: what it is about in clear, the proofs' canonical bytes in hexadecimal."""
@@ -100,6 +103,7 @@ class DeliveryProof:
             "anchor": _hexadecimal(self.anchor.members()),
             "entries": {name: _hexadecimal(trie_members(trie)) for name, trie in self.entries.items()},
             "set_changes": [_hexadecimal(change.members()) for change in self.set_changes],
+            "contracts": {name: _hexadecimal(trie_members(trie)) for name, trie in self.contracts.items()},
             "node_keys": {key.hex(): _hexadecimal(trie_members(trie)) for key, trie in self.node_keys.items()},
         }
 
@@ -114,6 +118,7 @@ class DeliveryProof:
                 key_blocks=tuple(TransactionProof.from_members(_unpacked(each)) for each in document["key_blocks"]),
                 anchor=Anchor.from_members(_unpacked(document["anchor"])),
                 entries={name: trie_from_members(_unpacked(each)) for name, each in document["entries"].items()},
+                contracts={name: trie_from_members(_unpacked(each)) for name, each in document["contracts"].items()},
                 set_changes=tuple(SetChange.from_members(_unpacked(each)) for each in document["set_changes"]),
                 node_keys={
                     bytes.fromhex(key): trie_from_members(_unpacked(each))
@@ -194,7 +199,15 @@ def prove_delivery(chain: Chain, key_id: bytes) -> DeliveryProof:
         entries={name: state.prove(key, previous=True) for name, key in _entry_keys(record).items()},
         set_changes=tuple(change for change in chain.set_changes() if change.header.height <= chain.height),
         node_keys={key: state.prove(public_key_key(key), previous=True) for key in known},
+        contracts=_prove_contracts(state, anchor, record),
     )
+
+
+def _prove_contracts(state: State, anchor: Anchor, record: KeyDelivered) -> dict[str, TrieProof]:
+    """Prove what is revoked or not, and the policies of the anchor's state, which is the one before the tip's block."""
+    index_key = contract_keys(record, None)[INDEX]
+    _, index = trie_check(anchor.header.state_root, index_key, state.prove(index_key, previous=True))
+    return {name: state.prove(key, previous=True) for name, key in contract_keys(record, index).items()}
 
 
 def _is_member(anchor: Anchor, public_key: bytes, trie: TrieProof) -> bool:
@@ -218,12 +231,15 @@ class Statement:
     blocks: Mapping[tuple[str, int], KeyBlockRecorded]
     ends: Mapping[str, tuple[str, str]]  # link → (transmitter, receiver), both of which signed
     alarmed: Mapping[str, str]
+    revoked: Mapping[str, str]  # what of it is revoked → the reason
+    policies: Mapping[str, int]  # every policy in force then → the height that set it
+    against: tuple[str, ...]  # what those policies say against the key
     checks: tuple[str, ...]
 
     @property
     def ok(self) -> bool:
-        """Whether nothing speaks against the key: a link that carried it under an alarm does."""
-        return not self.alarmed
+        """Whether nothing speaks against the key: no alarm on a link that carried it, no revocation, no policy."""
+        return not (self.alarmed or self.revoked or self.against)
 
     @property
     def security_millibits(self) -> int | None:
@@ -250,6 +266,9 @@ class Statement:
             "as_of": {"height": self.as_of[0], "time_ns": self.as_of[1]},
             "hops": [self._hop(*hop) for hop in record.hops],
             "alarmed": dict(self.alarmed),
+            "revoked": dict(self.revoked),
+            "policies": dict(self.policies),
+            "against": list(self.against),
             "checks": list(self.checks),
         }
 
@@ -331,9 +350,17 @@ def check_delivery(document: Any, trust: Genesis | LightClient, verifier: Verifi
             if (blocks[name].link_id, blocks[name].block_number) != name:
                 raise ProofError("the record is of another block")
     values = _check_entries(proof, record, light, passed)
+    state = _state_with(genesis, node_keys)
     with _checking("rules of the chain", passed):
-        _check_rules(proof, record, values, Rules.of(genesis, light.verifier), _state_with(genesis, node_keys))
+        _check_rules(proof, record, values, Rules.of(genesis, light.verifier), state)
     alarmed, ends = _links(record, values, genesis, passed)
+    contracts = _check_contracts(proof, record, passed)
+    with _checking("policies in force", passed):
+        in_force = put_policies(state, contracts)
+        against = judge(state, record, proof.anchor.header.height - 1, proof.anchor.header.time_ns)
+    revoked = revocations(contracts)
+    if not revoked:
+        passed.append("nothing revoked")
     return Statement(
         key_id=str(uuid.UUID(bytes=record.key_id)),
         chain_id=genesis.chain_id,
@@ -343,6 +370,9 @@ def check_delivery(document: Any, trust: Genesis | LightClient, verifier: Verifi
         blocks=blocks,
         ends=ends,
         alarmed=alarmed,
+        revoked=revoked,
+        policies=in_force,
+        against=tuple(against),
         checks=tuple(passed),
     )
 
@@ -388,6 +418,23 @@ def _check_entries(
             if value is None:
                 raise ProofError("the chain's state has no such entry")
             values[name] = value
+    return values
+
+
+def _check_contracts(proof: DeliveryProof, record: KeyDelivered, passed: list[str]) -> dict[str, bytes | None]:
+    """Return the values of the entries of contracts under the certified root, None for those proved absent."""
+    root, values = proof.anchor.header.state_root, dict[str, bytes | None]()
+    with _checking("contracts", passed):
+        if INDEX not in proof.contracts:
+            raise ProofError("the index of policies is missing")
+        _, index = trie_check(root, contract_keys(record, None)[INDEX], proof.contracts[INDEX])
+        keys = contract_keys(record, index)
+        if set(keys) != set(proof.contracts):
+            raise ProofError("these are not the contracts of this delivery")
+        for name, key in keys.items():
+            good, values[name] = trie_check(root, key, proof.contracts[name])
+            if not good:
+                raise ProofError(f"{name}: the path does not lead to the certified state root")
     return values
 
 

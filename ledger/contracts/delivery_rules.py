@@ -89,20 +89,23 @@ def path_fault(
 
 
 def _path_fault(state: State, policy: Policy, path: tuple[str, ...]) -> str | None:
-    rules = policy.rules
-    avoided = rules.get("route.avoid_nodes", ())
-    for node_id in path[1:-1]:
-        if any(matches(each, node_id) for each in avoided):
-            return policy.refuse("avoid", f"no key may pass {node_id}")
-    longest = rules.get("route.hops_max")
-    if longest is not None and len(path) - 1 > longest:
-        return policy.refuse("hops", f"{len(path) - 1} hops are more than {longest}")
-    wanted = rules.get("route.disjoint_paths_min")
-    if wanted is not None and len(path) > 1:
-        away = avoided_nodes(state, avoided)
+    wanted = policy.rules.get("route.disjoint_paths_min")
+    fault = _relays_fault(policy, path)
+    if fault is None and wanted is not None and len(path) > 1:
+        away = avoided_nodes(state, policy.rules.get("route.avoid_nodes", ()))
         found = disjoint_paths(state, path[0], path[-1], away, wanted)
         if found < wanted:
             return policy.refuse("disjoint", f"{found} disjoint ways join {path[0]} and {path[-1]}; {wanted} must")
+    return fault
+
+
+def _relays_fault(policy: Policy, path: tuple[str, ...]) -> str | None:
+    for node_id in path[1:-1]:
+        if any(matches(each, node_id) for each in policy.rules.get("route.avoid_nodes", ())):
+            return policy.refuse("avoid", f"no key may pass {node_id}")
+    longest = policy.rules.get("route.hops_max")
+    if longest is not None and len(path) - 1 > longest:
+        return policy.refuse("hops", f"{len(path) - 1} hops are more than {longest}")
     return None
 
 
@@ -161,6 +164,22 @@ def _delivery_fault(
         if why := predicate.refusal(_delivery_values(state, delivered, links, blocks)):
             return policy.refuse("predicate", f"{predicate.name}: {why}")
     return None
+
+
+def objections(state: State, delivered: KeyDelivered) -> list[str]:
+    """Return what the policies of a later state say against a delivered key: pair, relays, its blocks' figures and age.
+
+    Quotas, uses, disjoint ways and predicates are questions of the moment of delivery.
+    """
+    found: list[str | None] = []
+    links = tuple(dict.fromkeys(hop[0] for hop in delivered.hops))
+    pair = (delivered.master_sae, delivered.slave_sae)
+    for policy in _on_the_way(state, *pair, delivered.path, links):
+        found += [_pair_fault(policy, *pair), _relays_fault(policy, delivered.path)]
+        for block in _blocks(state, delivered):
+            if policy.selects_way(delivered.path, (block.link_id,)):
+                found += [figures_fault(policy, block), block_age_fault(policy, block, state.height, state.time_ns)]
+    return [fault for fault in found if fault is not None]
 
 
 def _block_fault(state: State, policy: Policy, block: KeyBlockState, more: int, *, early: bool) -> str | None:

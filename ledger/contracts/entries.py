@@ -93,6 +93,16 @@ class PolicyEntry(Entry):
 
 
 @dataclass(frozen=True, slots=True)
+class PolicyIndex(Entry):
+    """The names of all policies in force, sorted: what a light proof needs to show that it names every one."""
+
+    PREFIX = b"x"
+    NAMED = 0
+
+    policies: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class LinkWatch(Entry):
     """What a policy's suspension rule has seen of a link; `suspended_height` is 0 while the link is not suspended."""
 
@@ -132,6 +142,9 @@ class BlockUse(Entry):
     uses: int
 
 
-_KINDS: Final[tuple[type[Entry], ...]] = (Proposal, Revocation, PolicyEntry, LinkWatch, QuotaUse, BlockUse)
+_KINDS: Final[tuple[type[Entry], ...]] = (
+    *(Proposal, Revocation, PolicyEntry, PolicyIndex),
+    *(LinkWatch, QuotaUse, BlockUse),
+)
 ENTRIES: Final[dict[bytes, type[Entry]]] = {kind.PREFIX: kind for kind in _KINDS}
 """Every kind of entry by its prefix: what a snapshot restores them with."""

@@ -2,7 +2,7 @@
 
 from ledger.contracts.block_rules import watches_of
 from ledger.contracts.document import PolicyDocument
-from ledger.contracts.entries import BlockUse, LinkWatch, PolicyEntry, QuotaUse
+from ledger.contracts.entries import BlockUse, LinkWatch, PolicyEntry, PolicyIndex, QuotaUse
 from ledger.contracts.selection import policies
 from ledger.state import State
 
@@ -11,6 +11,7 @@ def set_policy(state: State, document: PolicyDocument) -> None:
     """Put a policy in force, from the next transaction on; what its forerunner counted is forgotten."""
     _forget(state, document.name, keep_suspensions=document.value("suspension.aborts") is not None)
     state.put_entry(PolicyEntry(document.name, state.height, document.encoded))
+    _index(state)
     _forget_uses(state)
 
 
@@ -20,6 +21,7 @@ def remove_policy(state: State, name: str) -> None:
     assert entry is not None, "the action looked for it"
     _forget(state, name, keep_suspensions=False)
     state.remove_entry(entry)
+    _index(state)
     _forget_uses(state)
 
 
@@ -27,6 +29,14 @@ def lift_suspension(state: State, link_id: str) -> None:
     """End the suspension of a link, and forget its aborts."""
     for watch in watches_of(state, link_id):
         state.remove_entry(watch)
+
+
+def _index(state: State) -> None:
+    names = tuple(sorted(entry.policy for entry in state.entries(PolicyEntry)))
+    if names:
+        state.put_entry(PolicyIndex(names))
+    elif (known := state.entry(PolicyIndex)) is not None:
+        state.remove_entry(known)
 
 
 def _forget(state: State, name: str, *, keep_suspensions: bool) -> None:

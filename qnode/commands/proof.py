@@ -126,6 +126,7 @@ def _print_statement(statement: "Statement", genesis_digest: bytes) -> None:
         *([("trusted", f"{', '.join(path[1:-1])} relayed the key, and saw it")] if path[1:-1] else []),
         ("recorded", _moment(said["recorded"])),
         ("state of", _moment(said["as_of"])),
+        ("policies", ", ".join(f"{name} of height {height}" for name, height in said["policies"].items()) or "none"),
         ("chain", f"{said['chain_id']}, genesis {genesis_digest.hex()}"),
     ]
     for name, text in lines:
@@ -154,10 +155,12 @@ def _hop_row(hop: dict[str, Any]) -> tuple[Any, ...]:
 def _verdict(statement: "Statement") -> str:
     if statement.ok:
         return "PROVED"
+    said = [f"{name} is revoked ({reason})" for name, reason in statement.revoked.items()]
+    said += statement.against
     alarms = ", ".join(f"{link_id} ({reason})" for link_id, reason in statement.alarmed.items())
-    return _plain(
-        f"NOT PROVED: under an alarm when the proof was made: {alarms}; prove again when the link has recovered"
-    )
+    if alarms:
+        said.append(f"under an alarm when the proof was made: {alarms}; prove again when the link has recovered")
+    return _plain(f"NOT PROVED: {'; '.join(said)}")
 
 
 def _epsilon(millibits: int) -> str:

@@ -14,6 +14,10 @@ from hypothesis import strategies as st
 
 from ledger import execution
 from ledger.block import Block
+from ledger.contracts.actions import encode_action
+from ledger.contracts.document import policy_from_document
+from ledger.contracts.policy_actions import RemovePolicy, SetPolicy
+from ledger.contracts.revocation import RevokeKey, RevokeKeyBlock, RevokeNode
 from ledger.delivery_proof import (
     CheckFailed,
     DeliveryProof,
@@ -28,7 +32,16 @@ from ledger.execution import Rules
 from ledger.inputs import TransactionsSubmitted
 from ledger.proofs import prove_entry, prove_transaction
 from ledger.state import State, delivery_key
-from ledger.transactions import AlarmRaised, KeyBlockRecorded, KeyDelivered, SaeRegistered, encode, transaction_id
+from ledger.transactions import (
+    AlarmRaised,
+    GovernanceApproved,
+    GovernanceProposed,
+    KeyBlockRecorded,
+    KeyDelivered,
+    SaeRegistered,
+    encode,
+    transaction_id,
+)
 from tests.ledger.cluster import MS, Net, make_genesis, make_key_block
 
 KEY_ID = bytes(range(16))
@@ -150,6 +163,86 @@ def test_an_alarm_spoils_the_verdict_and_its_end_restores_it() -> None:
     assert statement.document()["alarmed"] and not statement.document()["ok"]
     submit(net, "alpha", make_key_block(net.genesis, 5))
     assert proved().ok
+
+
+def decide(net: Net, action: Any) -> None:
+    proposed = GovernanceProposed("alpha", encode_action(action), 10_000)
+    submit(net, "alpha", proposed)
+    for name in ("beta", "gamma"):
+        submit(net, name, GovernanceApproved(transaction_id(encode(proposed)), name))
+
+
+def simple() -> Net:
+    """A key over one link."""
+    net = Net(make_genesis())
+    submit(net, "alpha", make_key_block(net.genesis))
+    submit(net, "alpha", replace(DELIVERED, slave_sae="app-beta", path=("alpha", "beta"), hops=HOPS[:1]))
+    return net
+
+
+def now(net: Net) -> Statement:
+    submit(net, "gamma", SaeRegistered("x", "gamma"))
+    return check_delivery(prove_delivery(net.replicas["delta"].chain, KEY_ID).document(net.genesis), net.genesis)
+
+
+@pytest.mark.parametrize(
+    ("action", "what"),
+    [
+        (RevokeKey(KEY_ID, "leaked"), "the key"),
+        (RevokeKeyBlock("alpha-beta", 1, "leaked"), "key block 1 of alpha-beta"),
+        (RevokeNode("beta", "leaked"), "beta"),
+    ],
+)
+def test_a_revocation_spoils_the_verdict_for_good(action: Any, what: str) -> None:
+    net = simple()
+    assert "nothing revoked" in now(net).checks
+    decide(net, action)
+    statement = now(net)
+    assert not statement.ok and statement.revoked == {what: "leaked"}
+    assert statement.document()["revoked"] == {what: "leaked"}
+
+
+def test_the_policies_in_force_are_shown_and_judge_the_key() -> None:
+    net = simple()
+    assert now(net).policies == {}
+    decide(net, SetPolicy(policy_from_document({"name": "mild", "key_block": {"qber_max": 0.05}}).encoded))
+    statement = now(net)
+    assert statement.ok and list(statement.policies) == ["mild"]
+    decide(net, SetPolicy(policy_from_document({"name": "strict", "key_block": {"qber_max": 0.02}}).encoded))
+    statement = now(net)
+    assert not statement.ok and list(statement.policies) == ["mild", "strict"]
+    assert statement.against == ("policy.qber: strict: 21000 ppm is above 20000",)
+    decide(net, RemovePolicy("strict"))
+    assert now(net).ok
+
+
+def test_an_expired_key_is_no_longer_proved() -> None:
+    net = simple()
+    decide(net, SetPolicy(policy_from_document({"name": "short", "lifetime": {"blocks": 8}}).encoded))
+    assert now(net).ok
+    for count in range(8):
+        submit(net, "delta", SaeRegistered(f"app-{count}", "delta"))
+    assert now(net).against == ("policy.expired: short: block 1 of alpha-beta lived 8 heights",)
+
+
+def test_no_policy_and_no_revocation_can_be_left_out() -> None:
+    net = simple()
+    decide(net, SetPolicy(policy_from_document({"name": "strict", "key_block": {"qber_max": 0.02}}).encoded))
+    decide(net, RevokeKey(KEY_ID, "leaked"))
+    submit(net, "gamma", SaeRegistered("x", "gamma"))
+    whole = prove_delivery(net.replicas["delta"].chain, KEY_ID).document(net.genesis)
+    for name in whole["contracts"]:
+        less = copy.deepcopy(whole)
+        del less["contracts"][name]
+        with pytest.raises(CheckFailed, match="contracts"):
+            check_delivery(less, net.genesis)
+        for other in whole["contracts"]:
+            if other != name:
+                crossed = copy.deepcopy(whole)
+                crossed["contracts"][name] = whole["contracts"][other]
+                if crossed != whole:
+                    with pytest.raises(CheckFailed, match="contracts"):
+                        check_delivery(crossed, net.genesis)
 
 
 # ---- tampering
