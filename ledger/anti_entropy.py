@@ -110,6 +110,7 @@ class AntiEntropy:
     def ask_for_blocks(self) -> None:
         """If a neighbour is ahead and none is asked, ask."""
         core = self._core
+        self.catch_up.expire(core.now_ns)
         if self.snapshot_sync.takes_precedence:
             return  # the blocks after the snapshot come next
         peer = self.catch_up.ask(core.height, core.now_ns)

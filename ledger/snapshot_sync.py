@@ -110,6 +110,7 @@ class SnapshotFetch:
         for lane in self._lanes:
             if lane.asked is not None and core.now_ns >= lane.deadline_ns:
                 self.forget(lane.asked)
+        for lane in self._lanes:
             if lane.first is None or lane.asked is not None:
                 continue
             open_questions = {peer: sum(each.asked == peer for each in self._lanes) for peer in self.sources}

@@ -117,16 +117,20 @@ class CatchUp:
 
     def ask(self, height: int, now_ns: int) -> str | None:
         """Return the neighbour to ask now, or None if one is asked already or none is ahead."""
+        self.expire(now_ns)
         if self._asked is not None:
-            if now_ns < self._deadline_ns:
-                return None
-            self.forget(self._asked)
+            return None
         ahead = [peer for peer, theirs in sorted(self._heights.items()) if theirs > height]
         if not ahead:
             return None
         self._asked = max(ahead, key=lambda peer: self._heights[peer])
         self._deadline_ns = now_ns + self._timeout_ns
         return self._asked
+
+    def expire(self, now_ns: int) -> None:
+        """Pass over a neighbour that was asked and did not answer in time."""
+        if self._asked is not None and now_ns >= self._deadline_ns:
+            self.forget(self._asked)
 
     def deadline_ns(self) -> int | None:
         """Return when an unanswered question is given up."""

@@ -81,9 +81,7 @@ def simulate(
             range(first_seed, first_seed + seeds), nodes, topology, duration_ns, quiet_network, jobs, trace, as_json
         )
         return
-    faults = FaultPlan(duration_ns=duration_ns)
-    if quiet_network:
-        faults = FaultPlan(duration_ns, crashes=False, partitions=False, bad_network=False, clocks=False, lies=())
+    faults = FaultPlan.quiet(duration_ns) if quiet_network else FaultPlan(duration_ns)
     run = partial(
         run_seed,
         nodes=nodes,

@@ -3,6 +3,7 @@
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Self
 
 from loadtest.simulation.byzantine import LIES, Byzantine
 from loadtest.simulation.network import MS, TOPOLOGIES, Conditions, Network
@@ -18,9 +19,17 @@ class FaultPlan:
     partitions: bool = True
     bad_network: bool = True
     clocks: bool = True
+    stops: bool = True
+    broken_machines: bool = True
+    """Some of those that may fail do not lie: their key runs on two machines, or their disk goes back in time."""
     lies: tuple[str, ...] = LIES
     liars_max: int | None = None
     """At most this many liars; None for ⌊(n−1)/3⌋ of the validators."""
+
+    @classmethod
+    def quiet(cls, duration_ns: int) -> Self:
+        """Return the plan without any fault."""
+        return cls(duration_ns, crashes=False, partitions=False, bad_network=False, clocks=False, stops=False, lies=())
 
 
 def choose_topology(seed: int) -> str:
@@ -47,6 +56,8 @@ class Faults:
             self._choose_sync_crashes()
         if plan.clocks:
             self._repeat(4_000 * MS, self._jump_clock)
+        if plan.stops:
+            self._repeat(4_000 * MS, self._stop)
 
     @property
     def honest(self) -> list[SimulatedNode]:
@@ -71,11 +82,48 @@ class Faults:
         while names and not _is_connected(self._world.network, set(self._world.node_ids) - set(names)):
             names.pop()
         for name in names:
+            if self._plan.broken_machines and self._random.random() < 0.3:
+                self._break_machine(name)
+                continue
             count = self._random.randint(1, 4)
             lies = tuple(sorted(self._random.sample(self._plan.lies, min(count, len(self._plan.lies)))))
             self._world.note(f"{name} lies: {', '.join(lies)}")
             generator = random.Random(f"{self._world.seed}/{name}/lies")
             Byzantine(self._world, self._world.nodes[name], lies, generator)
+
+    def _break_machine(self, name: str) -> None:
+        """Copy a key to a second machine, or put a disk back to an earlier state, or wipe it, with the key kept."""
+        world, node = self._world, self._world.nodes[name]
+        node.byzantine = True
+        choice = self._random.choice(("twin", "backup", "wipe"))
+        world.note(f"{name} is broken: {choice}")
+        if choice == "twin":
+            world.at(0, world.copy_key(name).start)
+            return
+        backup_ns = int(self._random.random() * self._plan.duration_ns / 2)
+        restore_ns = backup_ns + int(self._random.random() * self._plan.duration_ns / 2)
+        if choice == "wipe":
+            world.at(restore_ns, self._restore, node, {})
+            return
+
+        def back_up() -> None:
+            tables = {table: dict(rows) for table, rows in node.disk.tables.items()}
+            world.at(restore_ns, self._restore, node, tables)
+
+        world.at(backup_ns, back_up)
+
+    def _restore(self, node: SimulatedNode, tables: dict[str, dict[bytes, bytes]]) -> None:
+        """The machine goes down, and comes up with an older disk."""
+        if node.is_up:
+            node.crash()
+        node.disk.tables = tables
+        self._world.note(f"{node.node_id} starts from an older disk")
+        self._world.after(self._world.restart_ns(), self._start, node)
+
+    def _stop(self) -> None:
+        """Stop a process for up to three seconds; its connections stay up."""
+        node = self._world.nodes[self._random.choice(self._world.node_ids)]
+        node.stop(int(self._random.random() * 3_000 * MS))
 
     def _change_conditions(self) -> None:
         draw = self._random.random

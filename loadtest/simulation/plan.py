@@ -20,9 +20,7 @@ def rows(node_counts: Sequence[int], seconds: float) -> Iterator[dict[str, Any]]
     """Yield the figures of each size, over `seconds` of virtual time."""
     for nodes in node_counts:
         voting = min(nodes, VALIDATORS_MAX)
-        calm = FaultPlan(
-            int(seconds * 1_000) * MS, crashes=False, partitions=False, bad_network=False, clocks=False, lies=()
-        )
+        calm = FaultPlan.quiet(int(seconds * 1_000) * MS)
         started = time.perf_counter()
         result = run_seed(1, nodes, validators=voting, topology="chords", plan=calm)
         yield {

@@ -69,6 +69,9 @@ class SimulatedNode:
         self.wall_skew_ns = 0
         self.crash_at_syncs: set[int] = set()
         self.lives = 0
+        self.peers: frozenset[str] | None = None
+        """Of two machines with one key: the neighbours that this one is connected with; None for all."""
+        self._stopped_until_ns = 0
         self._world = world
         self._next = Tail()
         self._current: Tail | None = None
@@ -84,6 +87,7 @@ class SimulatedNode:
         """Start (again) from what the disk holds."""
         world = self._world
         self.lives += 1
+        self._stopped_until_ns = 0
         self.replica = Replica(
             genesis=world.genesis,
             keys=OwnKeys(self.node_id, (self.signer,)),
@@ -96,7 +100,8 @@ class SimulatedNode:
         world.observer.on_start(self)
         self.take(Started())
         for peer in world.network.neighbours(self.node_id):
-            world.connect(self.node_id, peer)
+            if self.speaks_to(peer):
+                world.connect(self.node_id, peer)
 
     def crash(self) -> None:
         """Lose power: memory is gone, and the batch on its way to the disk arrived or did not."""
@@ -106,7 +111,20 @@ class SimulatedNode:
             self._world.observer.on_outputs(self, current.outputs)
         self.replica, self._current, self._next, self._wake_ns = None, None, Tail(), None
         for peer in self._world.network.neighbours(self.node_id):
-            self._world.after(self._world.detection_ns, self._world.lose, peer, self.node_id)
+            if self.speaks_to(peer):
+                self._world.after(self._world.detection_ns, self._world.lose, peer, self.node_id)
+
+    def speaks_to(self, peer: str) -> bool:
+        """Whether it is this machine that `peer` is connected with."""
+        return self.peers is None or peer in self.peers
+
+    def stop(self, duration_ns: int) -> None:
+        """Stop the process, as SIGSTOP does: it hears nothing until it goes on, and then everything at once."""
+        self._stopped_until_ns = max(self._stopped_until_ns, self._world.now_ns + duration_ns)
+
+    def _later(self, input: Input, life: int) -> None:
+        if life == self.lives:
+            self.take(input)
 
     def set_wall_skew(self, skew_ns: int) -> None:
         """Let the wall clock jump."""
@@ -117,6 +135,9 @@ class SimulatedNode:
     def take(self, input: Input) -> None:
         """Give the replica an input and carry out what it wants."""
         if self.replica is None:
+            return
+        if self._world.now_ns < self._stopped_until_ns:
+            self._world.at(self._stopped_until_ns, self._later, input, self.lives)
             return
         self._world.trace(self.node_id, input)
         outputs = self.replica.step(self._world.now_ns, input)
@@ -185,6 +206,8 @@ class SimulatedNode:
             self.start()
 
     def _send(self, message: SendMessage) -> None:
+        if not self.speaks_to(message.peer):
+            return
         self._world.observer.on_send(self, message)
         self._world.send(self.node_id, message)
 
@@ -224,6 +247,7 @@ class World(Timeline):
         signers = [SimulatedSigner(hashlib.sha256(f"{seed}/{name}".encode()).digest()) for name in self.node_ids]
         self.verifier = SimulatedVerifier(tuple(signers))
         self.genesis = _make_genesis(seed, self.node_ids, signers, validators)
+        self.twins: dict[str, SimulatedNode] = {}
         pairs = zip(self.node_ids, signers, strict=True)
         self.nodes = {name: SimulatedNode(self, name, signer) for name, signer in pairs}
 
@@ -246,18 +270,35 @@ class World(Timeline):
 
     def _arrive(self, target: str, received: MessageReceived) -> None:
         if self.network.is_connected(target, received.peer):
-            self.nodes[target].take(received)
+            self.machine(target, received.peer).take(received)
 
     def connect(self, one: str, other: str) -> None:
         """Tell both ends that their connection is up, if both run and it is not broken."""
-        if self.nodes[one].is_up and self.nodes[other].is_up and self.network.is_connected(one, other):
-            self.nodes[one].take(PeerUp(other))
-            self.nodes[other].take(PeerUp(one))
+        ends = self.machine(one, other), self.machine(other, one)
+        if all(end.is_up for end in ends) and self.network.is_connected(one, other):
+            ends[0].take(PeerUp(other))
+            ends[1].take(PeerUp(one))
 
     def lose(self, node: str, peer: str) -> None:
         """Tell a node that its connection with `peer` is gone, unless it came back."""
-        if not (self.nodes[peer].is_up and self.network.is_connected(node, peer)):
-            self.nodes[node].take(PeerDown(peer))
+        if not (self.machine(peer, node).is_up and self.network.is_connected(node, peer)):
+            self.machine(node, peer).take(PeerDown(peer))
+
+    def machine(self, name: str, peer: str) -> SimulatedNode:
+        """Return the machine of a node that `peer` is connected with; two share a key if it was copied."""
+        twin = self.twins.get(name)
+        return twin if twin is not None and twin.speaks_to(peer) else self.nodes[name]
+
+    def copy_key(self, name: str) -> SimulatedNode:
+        """Let a second machine run with the key of a node, an empty disk, and half of its neighbours."""
+        node = self.nodes[name]
+        neighbours = self.network.neighbours(name)
+        twin = SimulatedNode(self, name, node.signer)
+        twin.peers = frozenset(self.random.sample(neighbours, len(neighbours) // 2))
+        node.peers = frozenset(neighbours) - twin.peers
+        node.byzantine = twin.byzantine = True
+        self.twins[name] = twin
+        return twin
 
     # ---- the trace
 

@@ -6,11 +6,11 @@ import sys
 
 import pytest
 
-from loadtest.simulation.faults import FaultPlan
+from loadtest.simulation.faults import FaultPlan, Faults
 from loadtest.simulation.network import MS
 from loadtest.simulation.run import RunResult, run_seed
 
-CALM = FaultPlan(crashes=False, partitions=False, bad_network=False, clocks=False, lies=(), duration_ns=4_000 * MS)
+CALM = FaultPlan.quiet(4_000 * MS)
 FRESH_SEED = int(os.environ.get("QNODE_SIMULATION_SEED", "0")) or int.from_bytes(os.urandom(4), "big")
 """New seeds in every run; a failure prints its own, and the variable repeats the batch."""
 
@@ -53,6 +53,24 @@ def test_everybody_lies_as_far_as_allowed() -> None:
         check(result)
         liars += len(result.liars)
     assert liars > 4
+
+
+@pytest.mark.parametrize("machine", ["twin", "backup", "wipe"])
+def test_a_machine_that_is_broken_harms_nobody_else(machine: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    plan = FaultPlan(duration_ns=6_000 * MS, lies=("silent",), crashes=False)
+    broken: list[str] = []
+    real = Faults._break_machine
+
+    def broken_so(self: Faults, name: str) -> None:
+        broken.append(name)
+        with monkeypatch.context() as patch:
+            patch.setattr(self._random, "choice", lambda choices: machine)
+            real(self, name)
+
+    monkeypatch.setattr(Faults, "_break_machine", broken_so)
+    for seed in range(6):
+        check(run_seed(seed, 4, topology="mesh", plan=plan))
+    assert broken
 
 
 def test_the_same_seed_gives_the_same_trace() -> None:
