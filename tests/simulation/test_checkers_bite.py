@@ -1,6 +1,7 @@
 """Each rule of the commit protocol, switched off, makes the checkers object: they would notice its loss."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 
@@ -16,8 +17,8 @@ from loadtest.simulation.network import MS
 from loadtest.simulation.run import RunResult, run_seed
 
 SEEDS = range(80)
-LIARS = FaultPlan(lies=("agree_with_all", "equivocate"), duration_ns=6_000 * MS)
-FORGERS = FaultPlan(lies=("agree_with_all", "equivocate", "propose_fresh"), duration_ns=8_000 * MS)
+LIARS = FaultPlan(lies=("agree_with_all", "equivocate"), duration_ns=6_000 * MS, stops=False, broken_machines=False)
+FORGERS = replace(LIARS, lies=(*LIARS.lies, "propose_fresh"), duration_ns=8_000 * MS)
 
 
 def first_violation(run: Callable[[int], RunResult]) -> str:
