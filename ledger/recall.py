@@ -1,9 +1,10 @@
 """A validator that may have lost its memory keeps quiet until its neighbours had time to tell it what it said.
 
-A wiped disk with the key kept is the one way to contradict oneself that the guard cannot see. A validator that starts
-without any record therefore signs nothing until a neighbour shows that the chain has not begun, or until one
-anti-entropy interval after it heard a neighbour or caught up: in that time the neighbours push the statements of the
-height in progress, its own earlier ones among them, and those raise the guard's record (SPEC 7.5).
+A disk that lost what it had synced (wiped with the key kept, cut, or damaged in the last write, which looks like an
+interrupted one) is the way to contradict oneself that the guard cannot see. A validator that starts without any record,
+or after an end that was not orderly, therefore signs nothing until a neighbour shows that the chain has not begun, or
+until one anti-entropy interval after it heard a neighbour or caught up: in that time the neighbours push the statements
+of the height in progress, its own earlier ones among them, and those raise the guard's record (SPEC 7.5).
 """
 
 from ledger.messages import Status

@@ -92,6 +92,7 @@ _RECORD_KEY = b"record"
 class Replica:
     """See the module. `stored` maps each of `TABLES` to what earlier lives stored in it, in key order.
 
+    `may_have_forgotten`: the disk may hold less than was synced, so that the first statements wait (SPEC 7.5).
     `archive` reads old blocks back on demand; without it all blocks stay in memory. `wall_offset_ns` may be set again
     at any time when the clocks drift apart.
     """
@@ -107,6 +108,7 @@ class Replica:
         stored: Mapping[str, Sequence[tuple[bytes, bytes]]],
         wall_offset_ns: int = 0,
         archive: Archive | None = None,
+        may_have_forgotten: bool = False,
         versions: frozenset[int] = VERSIONS,
     ) -> None:
         self.genesis = genesis
@@ -125,6 +127,7 @@ class Replica:
         self._own = OwnTransactions(self._core, keys)
         self._bodies = Bodies(self._core)
         self._listener = Listener(self._core, self._bodies, self._own.report, self._remember)
+        self._may_have_forgotten = may_have_forgotten
         self._snapshots = Snapshots(self._core)
         self._snapshot_sync = SnapshotSync(self._core, self._snapshots, self._adopt)
         self._sync = AntiEntropy(self._core, self._snapshot_sync)
@@ -293,7 +296,8 @@ class Replica:
         rows = dict(stored.get(SIGNER_TABLE, ()))
         record = Record.decode(rows[_RECORD_KEY]) if _RECORD_KEY in rows else Record()
         self._guard = Guard(self.node_id, self.genesis.digest, record)
-        may_have_forgotten = not rows and self.state.validators().node_ids != (self.node_id,)
+        alone = self.state.validators().node_ids == (self.node_id,)
+        may_have_forgotten = (not rows or self._may_have_forgotten) and not alone
         self._recall = Recall(may_have_forgotten, self._core.settings.anti_entropy_ns)
         self._own.resume(stored.get(PENDING_TABLE, ()))
         for key, value in stored.get(EVIDENCE_TABLE, ()):

@@ -84,7 +84,10 @@ async def serve(settings: NodeSettings, log: Log, ready: Ready) -> None:
         jobs = Jobs()
         stack.push_async_callback(jobs.close)
         stored = await _load(storage)
-        setup = dataclasses.replace(setup, archive=storage, devices=_device_plane(settings))
+        forgotten = not storage.ended_cleanly
+        setup = dataclasses.replace(
+            setup, archive=storage, may_have_forgotten=forgotten, devices=_device_plane(settings)
+        )
         node = Node(setup, stored, clock.now_ns())
         driver = Driver(node, storage, jobs, clock.now_ns, log)
         del stored

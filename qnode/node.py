@@ -68,6 +68,7 @@ from qnode.inputs import (
 )
 from qnode.keystore import RECEIVER, TRANSMITTER, KeyStore
 from qnode.links import Link, LinkConfiguration, LinkServices
+from qnode.records import OwnRecords
 from qnode.relay import Relay
 from qnode.rules import ChainRules
 from qnode.vault import Vault
@@ -79,11 +80,6 @@ message, three in a connection are a broken or hostile peer."""
 
 HOUSEKEEPING_NS: Final = 1_000_000_000
 """How often expired keys are looked for."""
-
-WAITING_RECORDS_MAX: Final = 100_000
-"""Own records that wait for room in the mempool while the chain stands still (about 50 MB): then the newest are lost,
-which costs the audit trail and no key."""
-RECORDS_PER_SUBMISSION: Final = 1000
 
 BLOCKS_PER_REQUEST_MAX: Final = 1000
 
@@ -109,6 +105,7 @@ class NodeSetup:
     limits: DeliveryLimits
     replica: ReplicaSettings = field(default_factory=ReplicaSettings)
     devices: DevicePlane | None = None
+    may_have_forgotten: bool = False  # whether the disk may hold less than an earlier life synced
     archive: Archive | None = None  # where old blocks are read back from; without one they all stay in memory
 
 
@@ -141,6 +138,7 @@ class Node:
             jitter=setup.jitter,
             stored=stored,
             archive=setup.archive,
+            may_have_forgotten=setup.may_have_forgotten,
         )
         self._replica.keep_blocks_for(self._needed_height)
         vault = Vault(setup.identity_seed, setup.entropy)
@@ -192,8 +190,7 @@ class Node:
         self._fault_count = 0
         self._tokens = 0
         self._broadcast: tuple[bytes, bytes] = (b"", b"")  # the last message of the ledger, and its frame
-        self._own_records: dict[int, tuple[Transaction, ...]] = {}  # token → what waits for its admission
-        self._waiting_records: list[Transaction] = []
+        self._records = OwnRecords(self._context, stored)
         self._submitters: dict[int, _Submitter] = {}  # by token, until the submission is admitted
         self._committers: dict[bytes, int] = {}  # last transaction of a submission → request that waits for its block
         self._proof_waiters: list[tuple[int, bytes, int]] = []  # (request, key ID, last height to wait for it)
@@ -278,10 +275,11 @@ class Node:
         """Hand records that came up in this step to the chain, until none is left."""
         while transactions := self._context.take_transactions():
             self._submit(tuple(transactions))
+        self._records.keep()
 
     def _submit(self, transactions: tuple[Transaction, ...]) -> None:
         self._tokens += 1
-        self._own_records[self._tokens] = transactions
+        self._records.submit(self._tokens, transactions)
         self._tell_replica(ledger_inputs.TransactionsSubmitted(self._tokens, transactions))
 
     # ---- peers
@@ -377,11 +375,12 @@ class Node:
                 context.log(level, event, **dict(fields))
 
     def _admitted(self, token: int, reason: str | None) -> None:
-        own = self._own_records.pop(token, ())
         submitter = self._submitters.pop(token, None)
         if submitter is None:
-            if reason is not None:
-                self._keep_for_later(own, reason)
+            if reason is None:
+                self._records.admitted(token)
+            else:
+                self._records.refused(token, reason)
         elif reason is not None:
             self._committers.pop(submitter.awaited, None)
             self._context.do(Respond(submitter.request_id, RequestError(503, reason)))
@@ -390,19 +389,14 @@ class Node:
             if not submitter.awaited:
                 self._context.do(Respond(submitter.request_id, DocumentAnswer({"admitted": True})))
 
-    def _keep_for_later(self, records: tuple[Transaction, ...], reason: str) -> None:
-        """The mempool has no room for own records (the chain stands still): they wait here, and go together."""
-        if not self._waiting_records:
-            self._context.log("warning", "own records wait for room in the mempool", reason=reason)
-        if len(self._waiting_records) + len(records) > WAITING_RECORDS_MAX:
-            self._context.log("error", "own records dropped: too many wait for the chain", count=len(records))
-            return
-        self._waiting_records.extend(records)
-
     def _submit_waiting(self) -> None:
-        waiting, self._waiting_records = self._waiting_records, []
-        for start in range(0, len(waiting), RECORDS_PER_SUBMISSION):
-            self._submit(tuple(waiting[start : start + RECORDS_PER_SUBMISSION]))
+        """Offer again what the mempool had no room for, oldest first, until it has none."""
+        for number in self._records.waiting():
+            self._tokens += 1
+            records = self._records.submit_again(self._tokens, number)
+            self._tell_replica(ledger_inputs.TransactionsSubmitted(self._tokens, records))
+            if self._records.is_waiting(number):
+                break
 
     def _committed(self, news: ledger_outputs.BlockCommitted) -> None:
         """A block is final: key blocks of this node's links become available, expired ones are destroyed."""
