@@ -57,6 +57,11 @@ class Comparison:
     cliffs_delta: float
     hedges_g: float | None
 
+    @property
+    def is_tested(self) -> bool:
+        """Whether a test made the p-value; values that are all equal need none."""
+        return not self.test.startswith("none")
+
 
 @dataclass(frozen=True, slots=True)
 class Exponent:

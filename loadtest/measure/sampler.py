@@ -106,7 +106,7 @@ class Sampler:
         writer.commits(_drained(self._commits))
 
     def latest(self, node_id: str) -> dict[str, Any] | None:
-        """Return the last status document seen of a node."""
+        """Return the last status document seen of a node; of the chain's links only those that had alarms."""
         return self._latest.get(node_id)
 
     def seen(self) -> Seen:
@@ -179,6 +179,8 @@ class Sampler:
     def _take(self, status: dict[str, Any], target: Target) -> None:
         time_s = self._now_s()
         sample = node_sample(status, time_s, self._case, target.group)
+        # Every node tells all links of the chain; those without an alarm would fill memory at hundreds of nodes.
+        status["chain_links"] = [link for link in status.get("chain_links", ()) if link.get("alarms_raised")]
         self._latest[target.node_id] = status
         self._nodes.append(sample)
         self._links.extend(link_samples(status, time_s, self._case))

@@ -53,10 +53,11 @@ def compare_results(first: Result, second: Result) -> list[Row]:
         for name in FIGURES
         if a.values(name) and b.values(name)
     ]
-    corrected = iter(holm([each.p for _, _, each in found if each.p is not None]))
+    # Figures that are equal in every repetition need no test, and do not count among the tests.
+    corrected = iter(holm([each.p for _, _, each in found if each.p is not None and each.is_tested]))
     rows = []
     for label, name, each in found:
-        p = None if each.p is None else next(corrected)
+        p = next(corrected) if each.p is not None and each.is_tested else each.p
         rows.append(Row(label, name, each, p, _verdict(name, each, p)))
     return rows
 
