@@ -19,6 +19,8 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from loadtest.results.records import Event
+
 PLAIN_INTERVAL_S: Final = 10.0
 REDRAWS_PER_S: Final = 4  # more costs a processor that is being measured
 EVENTS_SHOWN: Final = 6
@@ -41,7 +43,6 @@ class LiveState:
     key_ms_p50: float | None = None
     key_ms_p95: float | None = None
     failures: int = 0
-    faults: tuple[str, ...] = ()
 
 
 @dataclass(slots=True)
@@ -85,6 +86,7 @@ class LiveView:
         self._live = Live(console=self._console, refresh_per_second=REDRAWS_PER_S, transient=True) if panel else None
         self._rates = _Rates()
         self._events: deque[str] = deque(maxlen=EVENTS_SHOWN)
+        self._lasting: dict[str, str] = {}  # subject → the fault or attack that lasts there
         self._said_s = float("-inf")
         self._said_of = ("", "")
 
@@ -105,6 +107,16 @@ class LiveView:
         self._events.append(f"{_clock(at_s)}  {text}")
         if self._live is None:
             self._say(f"{_clock(at_s)} {text}")
+
+    def happened(self, event: Event) -> None:
+        """Show an event of the result, and remember which faults and attacks last."""
+        if event.kind in ("fault", "attack"):
+            self._lasting[event.subject] = str(event.detail.get(event.kind, event.kind))
+        elif event.kind in ("recovered", "heal", "attack_end"):
+            self._lasting.pop(event.subject, None)
+        if event.kind not in ("phase", "note") and event.subject != "client":
+            detail = ", ".join(str(value) for value in event.detail.values())
+            self.event(f"{event.kind.replace('_', ' ')} {event.subject} {detail}".strip())
 
     def update(self, state: LiveState) -> None:
         """Show this moment."""
@@ -132,9 +144,14 @@ class LiveView:
             words.append(f"keys {state.key_ms_p50:.1f} / {state.key_ms_p95:.1f} ms")
         if state.failures:
             words.append(f"{state.failures} failed")
-        if state.faults:
-            words.append(f"faults: {', '.join(state.faults)}")
+        if self._lasting:
+            words.append(f"now: {self._disturbances()}")
         return words
+
+    def _disturbances(self) -> str:
+        shown = [f"{what} {subject}" for subject, what in self._lasting.items()]
+        more = f" and {len(shown) - EVENTS_SHOWN} more" if len(shown) > EVENTS_SHOWN else ""
+        return ", ".join(shown[:EVENTS_SHOWN]) + more
 
     def _left(self, state: LiveState) -> str:
         """Say how long it will still take, if what is left goes as fast as what is done."""
@@ -154,7 +171,7 @@ class LiveView:
         table.add_row("nodes up", nodes, "height", f"{state.height:,}  ({heights_per_s:.1f}/s)")
         table.add_row("keys, p50 / p95", keys, "records", f"{state.records:,}  ({records_per_s:.0f}/s)")
         table.add_row("requests", f"{state.requests:,}", "failed", failed)
-        table.add_row("faults now", ", ".join(state.faults) or "none")
+        table.add_row("lasting now", self._disturbances() or "nothing")
         head = Text.assemble((state.case_label, "bold"), f"  {state.phase}   ", (self._left(state), "dim"))
         bar = ProgressBar(total=1.0, completed=min(1.0, max(0.0, state.share_done)))
         events = Text("\n".join(self._events), "dim")

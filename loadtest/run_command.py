@@ -108,8 +108,8 @@ def execute(
     )
     try:
         with (
-            ResultWriter(directory, run) as writer,
             LiveView(scenario.title) as view,
+            ResultWriter(directory, run, on_event=view.happened) as writer,
             asyncio.Runner(loop_factory=new_event_loop) as loop,
         ):
             loop.run(runner.run(scenario, writer, launch, view.event, view.update))

@@ -110,5 +110,9 @@ class LatencyBook:
             found = self._histograms[key] = LatencyHistogram()
         return found
 
+    def find(self, kind: str, phase: str, group: str = "all") -> LatencyHistogram | None:
+        """Return the histogram of a kind, phase and group if anything was counted in it."""
+        return self._histograms.get(LatencyKey(kind, phase, group))
+
     def __iter__(self) -> Iterator[tuple[LatencyKey, LatencyHistogram]]:
         return iter(sorted(self._histograms.items()))

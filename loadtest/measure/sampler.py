@@ -50,6 +50,7 @@ class Seen:
     up: int = 0
     down: int = 0
     height: int = 0
+    records: int = 0
 
 
 class Sampler:
@@ -111,7 +112,7 @@ class Sampler:
 
     def seen(self) -> Seen:
         """Return the fleet at a glance."""
-        return Seen(len(self._latest.keys() - self._silent), len(self._silent), self._height)
+        return Seen(len(self._latest.keys() - self._silent), len(self._silent), self._height, self._records)
 
     @property
     def interval_s(self) -> float:

@@ -1,6 +1,7 @@
 """`python -m loadtest report DIR`: from a result to one page and PNG figures. Decides their order and their words."""
 
 import json
+from collections import Counter
 from collections.abc import Sequence
 from html import escape
 from pathlib import Path
@@ -21,6 +22,7 @@ from loadtest.results.records import Case
 from loadtest.statistics import Interval, exponent, proportion
 
 FAILURES_SHOWN_MAX: Final = 50
+FAILURE_CHARACTERS_MAX: Final = 160  # the whole text is in events.jsonl
 TABLE: Final = (
     *("start_s", "pss_mib_per_node", "cpu_share_per_node", "heights_per_s", "tx_per_s", "commit_ms_p50"),
     *("commit_ms_p95", "commit_ms_p99", "keys_per_s", "key_ms_p50", "key_ms_p95", "bytes_per_node_and_height"),
@@ -120,18 +122,25 @@ def _failed(result: Result) -> str:
     items += [
         f"case {case.case} ({case.nodes} nodes): {case.reason}" for case in result.cases if case.status == "failed"
     ]
-    failures = [event for event in result.events if event.kind == "failure"]
-    items += [f"{event.time_s:.1f} s, {event.subject}: {_detail(event.detail)}" for event in failures]
+    failures = Counter(
+        f"{event.subject}: {_detail(event.detail)}"[:FAILURE_CHARACTERS_MAX]
+        for event in result.events
+        if event.kind == "failure"
+    )
+    items += [f"{count} × {said}" for said, count in failures.most_common()]
     items += [*result.run.notes, *result.warnings]
     if not items:
         return '<h2>What failed</h2><p class="good">Nothing: every check passed, and no case broke off.</p>'
     more = f"<li>… and {len(items) - FAILURES_SHOWN_MAX} more</li>" if len(items) > FAILURES_SHOWN_MAX else ""
     lines = "".join(f"<li>{escape(item)}</li>" for item in items[:FAILURES_SHOWN_MAX])
-    return f'<h2>What failed, and notes</h2><div class="card"><ul>{lines}{more}</ul></div>'
+    verdict = ""
+    if result.run.checks and all(check.passed for check in result.run.checks):
+        verdict = '<p class="good">Every check passed; below are requests and nodes that failed, and notes.</p>'
+    return f'<h2>What failed, and notes</h2>{verdict}<div class="card"><ul>{lines}{more}</ul></div>'
 
 
 def _detail(detail: dict[str, object] | dict[str, bool | int | float | str | None]) -> str:
-    return ", ".join(f"{name} {value}" for name, value in detail.items())
+    return ", ".join(str(value) if name == "reason" else f"{name} {value}" for name, value in detail.items())
 
 
 def _figures_table(found: Sequence[Point]) -> str:

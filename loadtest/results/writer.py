@@ -105,8 +105,15 @@ def _cell(value: Any) -> Any:
 class ResultWriter:
     """One run's result while it is made; leave it by `with`, and an exception makes the result partial."""
 
-    def __init__(self, directory: Path, run: Run, monotonic: Callable[[], float] = time.monotonic) -> None:
-        """Make the directory and its files. Raises ResultError where there is a result already."""
+    def __init__(
+        self,
+        directory: Path,
+        run: Run,
+        monotonic: Callable[[], float] = time.monotonic,
+        on_event: Callable[[Event], None] = lambda event: None,
+    ) -> None:
+        """Make the directory and its files; `on_event` hears every event. Raises ResultError if a result is there."""
+        self._on_event = on_event
         self.directory = directory
         self._monotonic = monotonic
         self._origin_s = monotonic()
@@ -171,9 +178,9 @@ class ResultWriter:
 
     def event(self, case: int, kind: EventKind, subject: str, **detail: Scalar) -> None:
         """Note something that happens now."""
-        self._add(
-            "events.jsonl", [Event(time_s=self.now_s(), case=case, kind=kind, subject=subject, detail=dict(detail))]
-        )
+        happened = Event(time_s=self.now_s(), case=case, kind=kind, subject=subject, detail=dict(detail))
+        self._add("events.jsonl", [happened])
+        self._on_event(happened)
 
     def nodes(self, samples: Iterable[NodeSample]) -> None:
         """Keep looks at nodes."""
