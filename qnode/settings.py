@@ -175,6 +175,19 @@ class LedgerSettings:
         low=0,
         high=10**12,
     )
+    status_interval_s: float = setting(
+        "s",
+        "four neighbours are told so often what this node holds; longer where many nodes share few cores",
+        0.5,
+        low=0.05,
+        high=60,
+    )
+    view_timeout_s: float = setting(
+        "s", "the least wait for a leader's block; it grows by itself while heights are slow", 0.3, low=0.05, high=10
+    )
+    finalize_timeout_s: float = setting(
+        "s", "after a quorum of votes, the wait for the commit before speaking again", 0.15, low=0.02, high=10
+    )
 
     def __post_init__(self) -> None:
         _require(not 0 < self.keep_blocks < 1000, "keep_blocks below 1000 leaves no margin for peers; give 0 or more")
