@@ -135,6 +135,7 @@ REVEALERS = {
     "qnode/keystore.py": "encrypts it, or hands it on in the same wrapper",
     "qnode/links.py": "refills go to the authentication streams",
     "qnode/api/etsi014.py": "the answer to the application",
+    "loadtest/simulation/node_checkers.py": "compares the two ends of a simulated delivery; simulated key only",
 }
 SECRET_NAMES = {
     *("reveal", "secret", "secrets", "pad", "taken", "tag_key", "hash_key", "window", "pre_shared_secret"),
