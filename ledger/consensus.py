@@ -9,13 +9,10 @@ from dataclasses import dataclass
 
 from ledger.block import Block, Header
 from ledger.validators import Validators
-from ledger.votes import FRESH, NO_DIGEST, Book, Certificate, Kind, Statement
+from ledger.votes import FRESH, NO_DIGEST, Book, Certificate, Kind, Statement, as_many_as_travel
 
 VIEW_WINDOW = 16
 """Statements are kept for this many views around one's own: beyond it certificates carry the news (floods end here)."""
-
-JUSTIFICATION_MAX = 64
-"""Certificates that travel with a proposal; a longer row of views comes by anti-entropy."""
 
 
 @dataclass(frozen=True)
@@ -364,7 +361,7 @@ class Consensus:
         needed = [self.nullifications[view] for view in views if view in self.nullifications]
         if statement.justified in self.notarizations:
             needed.insert(0, self.notarizations[statement.justified])
-        return tuple(needed[:JUSTIFICATION_MAX])
+        return as_many_as_travel(needed)
 
     def _nullify(self, now_ns: int) -> Action | None:
         """Rule 5."""

@@ -22,12 +22,11 @@ from ledger.merkle import PATH_SIZE_BYTES
 from ledger.set_change import SetChange
 from ledger.snapshot_head import SnapshotHead
 from ledger.trie_range import TrieRange
-from ledger.votes import Certificate, Kind, Statement
+from ledger.votes import CERTIFICATES_MAX, Certificate, Kind, Statement
 
 MESSAGE_SIZE_BYTES_MAX = 4_194_304
 """No payload is larger: twice the largest block, since one block with its certificate must fit."""
 DIGESTS_WANTED_MAX = 1024
-CERTIFICATES_MAX = 64
 SET_CHANGES_MAX = 256
 """Changes of the validator set in one offer, some kilobytes each; a node that missed more of them executes blocks."""
 BITMAP_SIZE_BYTES_MAX = 1024

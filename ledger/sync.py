@@ -8,9 +8,9 @@ from dataclasses import dataclass
 
 from ledger.consensus import Consensus
 from ledger.mempool import Mempool
-from ledger.messages import BITMAP_SIZE_BYTES_MAX, CERTIFICATES_MAX, Status
+from ledger.messages import BITMAP_SIZE_BYTES_MAX, Status
 from ledger.state import State
-from ledger.votes import CERTIFIED, Certificate, Kind, Statement, bitmap_of, bits_of
+from ledger.votes import CERTIFIED, Certificate, Kind, Statement, as_many_as_travel, bitmap_of, bits_of
 
 STATEMENT_VIEWS = 3
 """Views before its own whose statements a status lists: a neighbour further behind is helped by certificates."""
@@ -76,7 +76,7 @@ def gap_of(consensus: Consensus, status: Status) -> Gap:
             statements += consensus.book.missing(kind, view, held.get((int(kind), view), b""))
     proposed = set(bits_of(status.proposed_views))
     views = [v for v in sorted({status.view, consensus.view}) if v in consensus.proposals and v not in proposed]
-    return Gap(tuple(certificates[:CERTIFICATES_MAX]), tuple(statements), tuple(views))
+    return Gap(as_many_as_travel(certificates), tuple(statements), tuple(views))
 
 
 class CatchUp:

@@ -4,7 +4,7 @@ A statement is signed over a domain-separated tuple with the chain, the validato
 certificate is q statements of distinct validators that say the same. What to say when is decided in `consensus`.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from functools import cached_property
@@ -38,6 +38,8 @@ class Kind(IntEnum):
     NULLIFY = 3  # a quorum is a nullification X(v)
 
 
+CERTIFICATES_MAX = 64
+"""In one message; a longer row of views comes with the next."""
 CERTIFIED = (Kind.VOTE, Kind.FINALIZE, Kind.NULLIFY)
 
 
@@ -236,6 +238,22 @@ def bitmap_of(positions: Iterator[int] | list[int], size_bytes: int | None = Non
     for position in positions:
         number |= 1 << position
     return number.to_bytes((number.bit_length() + 7) // 8 if size_bytes is None else size_bytes, "little")
+
+
+CERTIFICATES_SIZE_BYTES_MAX = 1_048_576
+"""Certificates that travel together: 64 of the largest Ed25519 ones fit many times, of 31 hybrid votes some fifteen."""
+
+
+def as_many_as_travel(certificates: Sequence[Certificate]) -> tuple[Certificate, ...]:
+    """Return the first certificates that fit one message beside whatever else is in it, at least one."""
+    chosen: list[Certificate] = []
+    size_bytes = 0
+    for certificate in certificates[:CERTIFICATES_MAX]:
+        size_bytes += sum(len(signature) for signature in certificate.signatures) + 256
+        if chosen and size_bytes > CERTIFICATES_SIZE_BYTES_MAX:
+            break
+        chosen.append(certificate)
+    return tuple(chosen)
 
 
 class Book:

@@ -27,7 +27,8 @@ from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 
-from ledger.genesis import Genesis, GenesisLink, GenesisNode, GenesisSae
+from ledger.genesis import HYBRID_VOTES, Genesis, GenesisLink, GenesisNode, GenesisParameters, GenesisSae
+from ledger.signatures import PUBLIC_KEY_SIZE_BYTES, Ed25519Signer, HybridSigner, post_quantum_seed
 from protocol.entropy import Entropy
 from qnode import topologies
 from qnode.io.certificates import Authority, Identity, PrivateKey
@@ -38,6 +39,7 @@ PRE_SHARED_SIZE_BYTES: Final = (
     65_536  # some 2,000 one-time tags of 32 bytes: far more than until the link's own key comes
 )
 VALIDATORS_MAX: Final = 31  # more would cost each height over 100 ms of signature checks on two cores
+HYBRID_PARAMETERS: Final = GenesisParameters(vote_signatures=HYBRID_VOTES, transaction_size_bytes_max=8192)
 SAE_SUFFIXES: Final = ("a", "b")
 # Below Linux's ephemeral range (32768…), so that no outgoing connection takes a port between `init` and `up`.
 PORTS: Final = range(20_000, 32_000)
@@ -69,6 +71,7 @@ class Plan:
     server_names: tuple[str, ...] = ()
     log_level: str = "info"
     seed: int | None = None
+    hybrid_votes: bool = False
     validators: int | None = None  # how many of the first nodes vote; all, up to VALIDATORS_MAX, without
     addresses: tuple["Address", ...] = ()  # where each node listens; free ports of `host` without
 
@@ -149,9 +152,10 @@ class _Writer:
         genesis = Genesis(
             chain_id=self._plan.chain_id,
             time_ns=int(self._now.timestamp() * 10**9),
-            nodes=tuple(GenesisNode(node_id, keys[node_id], n < validators) for n, node_id in enumerate(ids)),
+            nodes=tuple(self._node(node_id, keys[node_id], n < validators) for n, node_id in enumerate(ids)),
             links=tuple(GenesisLink(x.link_id, x.transmitter, x.receiver) for x in self._plan.topology.links),
             saes=tuple(GenesisSae(sae_id, node_id) for node_id, sae_id in saes),
+            parameters=HYBRID_PARAMETERS if self._plan.hybrid_votes else GenesisParameters(),
         )
         self._file("genesis.json", genesis.to_json().encode(), private=False)
         for n, node_id in enumerate(ids):
@@ -164,7 +168,16 @@ class _Writer:
         ports = free_ports(host, 2 * count, self._plan.base_port)
         return tuple(Address(host, ports[2 * n], ports[2 * n + 1]) for n in range(count))
 
+    def _node(self, node_id: str, seed: bytes, validator: bool) -> GenesisNode:
+        """Return a node's entry in the genesis; on a chain of hybrid votes its seed makes both keys."""
+        classical = Ed25519Signer(seed)
+        if not self._plan.hybrid_votes:
+            return GenesisNode(node_id, classical.public_key, validator)
+        both = HybridSigner(classical, post_quantum_seed(seed)).public_key
+        return GenesisNode(node_id, classical.public_key, validator, both[PUBLIC_KEY_SIZE_BYTES:])
+
     def _identity(self, node_id: str, host: str) -> bytes:
+        """Write the identity of a node; returns its seed."""
         key = ed25519.Ed25519PrivateKey.from_private_bytes(self._entropy.take(32))
         public = key.public_key()
         self._file(f"{node_id}/identity.key", _key_pem(key), private=True)
@@ -175,7 +188,7 @@ class _Writer:
         names = tuple(dict.fromkeys((*API_NAMES, host, node_id, *self._plan.server_names)))
         api = self._authority.issue(Identity("node", node_id), api_key.public_key(), self._now, server_names=names)
         self._pair(f"{node_id}/api", api, api_key)
-        return public.public_bytes_raw()
+        return key.private_bytes_raw()
 
     def _client(self, identity: Identity) -> None:
         key = ec.generate_private_key(ec.SECP256R1())

@@ -29,6 +29,9 @@ from qnode.topologies import SHAPES
 @click.option(
     "--seed", type=click.IntRange(0), help="Makes the emulated physics reproducible; keys never depend on it."
 )
+@click.option(
+    "--hybrid-votes", is_flag=True, help="Validators sign every vote with ML-DSA-65 besides Ed25519 (50 times larger)."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print what was written as JSON.")
 def init(
     directory: Path,
@@ -41,6 +44,7 @@ def init(
     server_names: tuple[str, ...],
     log_level: str,
     seed: int | None,
+    hybrid_votes: bool,
     as_json: bool,
 ) -> None:
     """Write identities, certificates, genesis and one TOML file per node into DIRECTORY, which must be new.
@@ -60,6 +64,7 @@ def init(
         server_names=server_names,
         log_level=log_level,
         seed=seed,
+        hybrid_votes=hybrid_votes,
     )
     genesis = initialise.initialise(directory, plan, OperatingSystemEntropy(), datetime.datetime.now(datetime.UTC))
     assert plan.profile in profiles()
