@@ -1,4 +1,4 @@
-"""Pinned bytes of every block, transaction and message format: what is on a chain or a wire stays readable (SPEC 1, 5.5).
+"""Pinned bytes of every block, transaction and message format: what is on a chain or a wire stays readable (SPEC 5.5).
 
 After a deliberate change of a format, which is a new kind or a new version: `python -m tests.ledger.test_formats`.
 """
@@ -7,7 +7,7 @@ import json
 from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 
@@ -20,7 +20,9 @@ from ledger.genesis import Genesis, GenesisParameters
 from ledger.light import TrustedHeight
 from ledger.merkle import TrieProof
 from ledger.set_change import SetChange
+from ledger.snapshot_head import SnapshotHead
 from ledger.transactions import SaeRegistered
+from ledger.trie_range import TrieRange
 from ledger.validators import Validators, sets_from_value, sets_value
 from ledger.votes import FRESH, Certificate, Evidence, Kind, Statement
 from tests.ledger.cluster import make_genesis, make_key_block, signer_of
@@ -30,10 +32,24 @@ GENESIS = make_genesis()
 LIMITS = GENESIS.parameters
 D = bytes(range(32))
 NAMED: dict[str, Any] = {
-    **{"link_id": "alpha-beta", "node_id": "alpha", "sae_id": "app", "device_id": "watch", "reporter": "alpha"},
-    **{"reason": "qber", "proposer": "alpha", "approver": "beta", "revoker": "alpha", "proof": "p", "method": "m"},
-    **{"master_sae": "app-alpha", "slave_sae": "app-beta", "path": ("alpha", "beta"), "qber_ppm": 21_000},
-    **{"hops": (("alpha-beta", 1, 0, 256),), "key_id": bytes(range(16)), "post_quantum_key": b""},
+    "link_id": "alpha-beta",
+    "node_id": "alpha",
+    "sae_id": "app",
+    "device_id": "watch",
+    "reporter": "alpha",
+    "reason": "qber",
+    "proposer": "alpha",
+    "approver": "beta",
+    "revoker": "alpha",
+    "proof": "p",
+    "method": "m",
+    "master_sae": "app-alpha",
+    "slave_sae": "app-beta",
+    "path": ("alpha", "beta"),
+    "qber_ppm": 21_000,
+    "hops": (("alpha-beta", 1, 0, 256),),
+    "key_id": bytes(range(16)),
+    "post_quantum_key": b"",
 }
 
 
@@ -78,6 +94,9 @@ def proposal() -> Proposal:
     return Proposal(said, header, (bundle().digest,))
 
 
+SETS = (Validators(("alpha", "beta"), (D, bytes(32))), Validators(("beta",), (D,)))
+CHANGE = SetChange(block().header, certificate(), TrieProof(((D, *(b"",) * 15),), (D, b"value")))
+RANGE = TrieRange(bytes(32), bytes([255]) * 32, ((b"nkey", b"value"),), (), ())
 MESSAGES: tuple[Any, ...] = (
     messages.StatementMessage(statement()),
     messages.ProposalMessage(proposal(), (certificate(),)),
@@ -89,9 +108,11 @@ MESSAGES: tuple[Any, ...] = (
     messages.BodyMessage(block().encoded),
     messages.BlocksWanted(3),
     messages.BlocksMessage(((block().encoded, certificate().encoded),)),
+    messages.SnapshotWanted(8),
+    messages.SnapshotOffer(SnapshotHead(block().header, block().header, certificate()), (CHANGE,)),
+    messages.RangeWanted(8, bytes(32), bytes([255]) * 32),
+    messages.RangeMessage(8, RANGE),
 )
-SETS = (Validators(("alpha", "beta"), (D, bytes(32))), Validators(("beta",), (D,)))
-CHANGE = SetChange(block().header, certificate(), TrieProof(((D, *(b"",) * 15),), (D, b"value")))
 EVIDENCE = Evidence(statement(Kind.FINALIZE), statement(Kind.NULLIFY), D)
 OTHERS: dict[str, tuple[bytes, Callable[[bytes], bytes]]] = {
     "block": (block().encoded, lambda data: Block.decode(data, LIMITS).encoded),
@@ -117,6 +138,10 @@ def formats() -> dict[str, bytes]:
     found = {f"transaction {kind.__name__}": transactions.encode(sample(kind)) for kind in transactions.KINDS.values()}
     found |= {f"message {type(each).__name__}": messages.encode(each) for each in MESSAGES}
     return found | {name: data for name, (data, _) in OTHERS.items()}
+
+
+def test_every_message_has_a_sample() -> None:
+    assert {type(each) for each in MESSAGES} == set(get_args(messages.Message))
 
 
 def pinned() -> dict[str, str]:
