@@ -30,6 +30,8 @@ from qnode.device.energy import (
 
 RETRY_NS: Final = 1_000_000_000
 """Unanswered frames are said again after this: far above a round trip, below what a user notices."""
+REPEAT_DOUBLINGS_MAX: Final = 4
+"""A reading is said again after 2 s, 4 s, … 32 s: a broker that is too slow is not buried under repetitions."""
 SESSION_RETRIES: Final = 30
 UNANSWERED_MAX: Final = 900
 """Readings that wait for their receipt; fewer than the node's replay window, so that none is ever too late."""
@@ -78,6 +80,7 @@ class _Waiting:
     frame: bytes
     sealed_ns: int
     said_ns: int
+    repeats: int = 0
 
 
 class Agent:
@@ -305,8 +308,9 @@ class Agent:
             else:
                 out.append(("session", session.frame))
         for waiting in self._waiting.values():
-            if now_ns - waiting.said_ns >= 2 * RETRY_NS:
+            if now_ns - waiting.said_ns >= 2 * RETRY_NS << min(waiting.repeats, REPEAT_DOUBLINGS_MAX):
                 waiting.said_ns = now_ns
+                waiting.repeats += 1
                 self.figures.repeated += 1
                 out.append(("data", waiting.frame))
         if self.wants_key(now_ns):
@@ -317,5 +321,5 @@ class Agent:
         """Say again everything unanswered: the broker was away, or another one is there."""
         self._session_said_ns = min(self._session_said_ns, now_ns - RETRY_NS)
         for waiting in self._waiting.values():
-            waiting.said_ns = 0
+            waiting.said_ns = waiting.repeats = 0
         return self.tick(now_ns)

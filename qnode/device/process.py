@@ -31,6 +31,8 @@ TICK_S: Final = 0.25
 ENROL_TIMEOUT_S: Final = 30.0
 ENROL_AGAIN_S: Final = 2.0
 CONNECT_PATIENCE_S: Final = 5.0
+UNDER_WAY_MAX: Final = 32
+"""Readings without receipt beyond which a connected device waits with the next one, whatever its pace."""
 CANCEL_AGAIN_S: Final = 0.5
 PUBLISH_TIMEOUT_S: Final = 2.0  # then the agent says it again anyway
 
@@ -161,6 +163,8 @@ class DeviceProcess:
             await asyncio.wait_for(self.connected.wait(), CONNECT_PATIENCE_S)
         due_s = time.monotonic()
         for number, reading in enumerate(pace.readings, 1):
+            while self.connected.is_set() and agent.unanswered >= UNDER_WAY_MAX:
+                await self._until_room(agent, *tasks)
             while not (out := agent.publish(reading, time.time_ns())):
                 await self._until_room(agent, *tasks)
             await self._send(out)

@@ -4,6 +4,7 @@ import asyncio
 import dataclasses
 import json
 import shutil
+import signal
 import ssl
 import subprocess
 import sys
@@ -277,12 +278,18 @@ async def test_a_device_without_its_broker_says_so(here: Ward, tmp_path: Path, m
         await DeviceProcess(Configuration.read(tmp_path / "d")).run(key_only=True)
 
 
+@pytest.mark.timeout(300)
 @pytest.mark.parametrize("kind", [MOSQUITTO, "embedded"])
 def test_the_demo_of_devices_succeeds(tmp_path: Path, kind: str) -> None:
     command = [sys.executable, "-m", "qnode", "device", "demo", "--broker", kind]
     options = ["--directory", str(tmp_path / "demo"), "--report", str(tmp_path / "report.json")]
-    done = subprocess.run([*command, *options], capture_output=True, text=True, timeout=100)
-    assert done.returncode == 0, done.stderr
+    with subprocess.Popen([*command, *options], stderr=subprocess.PIPE, text=True) as demo:
+        try:
+            _, said = demo.communicate(timeout=240)
+        except subprocess.TimeoutExpired:
+            demo.send_signal(signal.SIGINT)  # so that it stops its broker and its daemons
+            pytest.fail(f"the demo does not end: {demo.communicate(timeout=40)[1]}")
+    assert demo.returncode == 0, said
     report = json.loads((tmp_path / "report.json").read_text())
     assert report["succeeded"] and len(report["table"]) == 5 and report["attack"]["qber"] > 0.15
     assert report["broker"] == kind and report["attack"]["alarms_on_chain"] == 1 and report["revocation"]["height"] > 0

@@ -392,6 +392,16 @@ def test_replays_and_clocks_far_ahead_are_refused(ward: Ward) -> None:
     assert entry["repeated"] == 3 and entry["replayed"] == 1 and entry["readings"] == 1
 
 
+def test_unanswered_readings_are_said_again_ever_more_rarely_and_at_once_after_a_reconnection(ward: Ward) -> None:
+    assert ward.agent is not None
+    ward.live(1)
+    second, now_ns = 1_000_000_000, ward.cluster.now_ns
+    ward.agent.publish(b"1", now_ns)
+    said = [s for s in range(1, 100) if any(c == "data" for c, _ in ward.agent.tick(now_ns + s * second))]
+    assert said == [2, 6, 14, 30, 62, 94]
+    assert any(c == "data" for c, _ in ward.agent.reconnected(now_ns + 101 * second))
+
+
 def test_a_node_without_devices_says_so() -> None:
     cluster = Cluster(2, edges=[(0, 1)], block_pulses=10_000)
     assert cluster.answer("node-1", GetDevices()).status == 404
