@@ -78,8 +78,8 @@ class Predicate:
         """Return why the subject with these values does not pass, or None. Some 5 µs."""
         try:
             result = _program(self.expression)(dict(values))
-        except Exception as error:
-            return f"the expression fails: {type(error).__name__}"
+        except BaseException as error:
+            return f"the expression fails: {_failure(error)}"
         if result is True:
             return None
         return "the expression is not true" if result is False else "the expression is neither true nor false"
@@ -100,9 +100,17 @@ def fault(subject: str, expression: str) -> str | None:
         return None  # it parses, and has no value for the sample
     except PredicateError as error:
         return str(error)
-    except Exception as error:
-        return f"it does not parse: {str(error).splitlines()[0][:120] if str(error) else type(error).__name__}"
+    except BaseException as error:
+        failure = _failure(error)
+        return f"it does not parse: {str(error).splitlines()[0][:120] if str(error) else failure}"
     return None
+
+
+def _failure(error: BaseException) -> str:
+    """Return the name of a failure of an expression; the library's own panics derive from BaseException."""
+    if isinstance(error, KeyboardInterrupt | SystemExit | GeneratorExit | MemoryError):
+        raise error
+    return type(error).__name__
 
 
 @lru_cache(maxsize=PROGRAMS_CACHED)

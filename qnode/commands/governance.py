@@ -162,15 +162,8 @@ def _full_name(member: Member, prefix: str) -> str:
 
 
 def _submit(member: Member, record: "Transaction", name: str, as_json: bool) -> None:
-    """Have the node sign and submit a record, wait for its block, and say what became of the proposal."""
-    from ledger.transactions import encode
-
-    client = member.client(OPERATOR)
-    body = base64.b64encode(encode(record)).decode()
-    answer = client.call("POST", "/admin/v1/ledger/transactions", {"transactions": [body], "until": "committed"})
-    if not answer["ok"]:
-        click.echo(json.dumps(answer) if as_json else f"refused by the chain: {answer['reason']}", err=not as_json)
-        sys.exit(1)
+    """Commit a record of governance, and say what became of the proposal."""
+    answer = commit(member, record, as_json)
     proposal = _proposal(member, name)
     if as_json:
         print_json(proposal)
@@ -179,3 +172,16 @@ def _submit(member: Member, record: "Transaction", name: str, as_json: bool) -> 
     if proposal["status"] == "failed":
         click.echo(f"the quorum approved it, but it can no longer be done: {proposal['refusal']}", err=True)
         sys.exit(1)
+
+
+def commit(member: Member, record: "Transaction", as_json: bool) -> dict[str, Any]:
+    """Have a node sign and submit a record, and wait for its block; ends the command if the chain refuses it."""
+    from ledger.transactions import encode
+
+    client = member.client(OPERATOR)
+    body = base64.b64encode(encode(record)).decode()
+    answer = client.call("POST", "/admin/v1/ledger/transactions", {"transactions": [body], "until": "committed"})
+    if not answer["ok"]:
+        click.echo(json.dumps(answer) if as_json else f"refused by the chain: {answer['reason']}", err=not as_json)
+        sys.exit(1)
+    return answer

@@ -1,4 +1,4 @@
-"""`qnode link list|attack|plan`."""
+"""`qnode link list|attack|revoke|plan`."""
 
 import sys
 from dataclasses import asdict
@@ -9,6 +9,7 @@ from urllib.parse import quote
 import click
 
 from qnode.cluster import OPERATOR, Cluster, ClusterError, statuses
+from qnode.commands.governance import commit
 from qnode.commands.output import cluster_option, json_option, print_json, print_table
 
 if TYPE_CHECKING:
@@ -25,6 +26,7 @@ def link() -> None:
       qnode link list --cluster demo
       qnode link attack link-1-2 --cluster demo --kind intercept_resend --set fraction=1
       qnode link attack link-1-2 --cluster demo --off
+      qnode link revoke link-1-2 7 --cluster demo --reason tamper
       qnode link plan --profile metro --fibre-km 50 --pulses 1e8 --plot rate.svg
     """
 
@@ -106,6 +108,36 @@ def _parameter(text: str) -> tuple[str, float]:
         return name, float(value)
     except ValueError:
         raise click.UsageError(f"--set {text!r} is not NAME=NUMBER") from None
+
+
+@link.command()
+@cluster_option
+@click.argument("link_id")
+@click.argument("block_number", type=click.IntRange(0))
+@click.option("--reason", required=True, help="Why, in a word or two; it stands on the chain.")
+@click.option("--node", "node_id", help="The end of the link that revokes; the transmitter without it.")
+@json_option
+def revoke(directory: Path, link_id: str, block_number: int, reason: str, node_id: str | None, as_json: bool) -> None:
+    """End the trust in block BLOCK_NUMBER of LINK_ID, for good. An end of a link may; others need `qnode governance`.
+
+    No key of the block is delivered any more, both ends destroy what is left of it, and the proofs of its keys fail.
+    """
+    from ledger.transactions import KeyBlockRevoked, MalformedTransaction
+
+    found = Cluster.open(directory)
+    known = {entry.link_id: entry for entry in found.genesis.links}
+    if link_id not in known:
+        raise ClusterError(f"{directory} has no link {link_id!r}; it has {', '.join(known)}")
+    member = found.member(node_id or known[link_id].transmitter)
+    try:
+        record = KeyBlockRevoked(link_id, block_number, reason, member.settings.node_id)
+    except MalformedTransaction as error:
+        raise click.UsageError(str(error)) from None
+    answer = commit(member, record, as_json)
+    if as_json:
+        print_json(answer)
+    else:
+        click.echo(f"block {block_number} of {link_id} is revoked since height {answer['height']:,}")
 
 
 @link.command()

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
+from ledger.delivery_proof import Statement, check_delivery
 from qnode import cli
 from qnode import cluster as clusters
 from qnode.client import CallFailed
@@ -79,13 +80,16 @@ def test_governance_policies_and_revocation_on_real_daemons(ring: Cluster, tmp_p
     assert denied.status == 401 and "policy.pair: ward" in str(denied)
     assert taken(master), "the other pair still gets keys"
 
-    for block in carriers(ring, key_id):
+    first, *others = carriers(ring, key_id)
+    assert qnode(ring, "link", "revoke", first["link_id"], str(first["block_number"]), "--reason", "tamper")["ok"]
+    for block in others:
         revoke = ("governance", "propose", "revoke-key-block", "--set", f"link_id={block['link_id']}")
         decide(ring, *revoke, "--set", f"block_number={block['block_number']}", "--set", "reason=tamper")
     gone = refused(slave.get_keys_with_ids, MASTER, [key_id])
     assert gone.status == 400 and "not found" in str(gone)
 
     proof = tmp_path / "proof.json"
+    awaited("the block that certifies the revocation", lambda: not statement(ring, key_id).ok)
     proof.write_text(json.dumps(prove(ring, key_id)))
     genesis = str(ring.directory / "genesis.json")
     result = CliRunner().invoke(cli.cli, ["ledger", "check", str(proof), "--genesis", genesis])
@@ -105,9 +109,11 @@ def prove(cluster: Cluster, key_id: str) -> dict[str, Any]:
     return cluster.members[0].client(OPERATOR).call("GET", f"/admin/v1/ledger/proofs/{key_id}")
 
 
+def statement(cluster: Cluster, key_id: str) -> Statement:
+    return check_delivery(prove(cluster, key_id), cluster.genesis)
+
+
 def carriers(cluster: Cluster, key_id: str) -> list[dict[str, Any]]:
     """Return the blocks that carried a key, as its proof says."""
-    from ledger.delivery_proof import check_delivery
-
-    hops: list[dict[str, Any]] = check_delivery(prove(cluster, key_id), cluster.genesis).document()["hops"]
+    hops: list[dict[str, Any]] = statement(cluster, key_id).document()["hops"]
     return list({(hop["link_id"], hop["block_number"]): hop for hop in hops}.values())

@@ -1,7 +1,11 @@
 """SPEC 9.5–9.9: every rule of key policies, refused and accepted, and that equal histories give equal roots."""
 
+import os
 import random
+import subprocess
+import sys
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -360,6 +364,14 @@ def chain(seed: int, shuffled: bool) -> State:
 @given(st.integers(0, 10**6))
 def test_equal_histories_give_equal_roots_however_policies_are_written(seed: int) -> None:
     assert chain(seed, False).root == chain(seed, True).root
+
+
+@pytest.mark.parametrize("hash_seed", ["1", "2"])
+def test_the_root_does_not_depend_on_the_seed_of_hashes(hash_seed: str) -> None:
+    code = "from tests.ledger.contracts.test_policies import chain; print(chain(7, True).root.hex())"
+    environment = {**os.environ, "PYTHONHASHSEED": hash_seed, "PYTHONPATH": str(Path(__file__).parents[3])}
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=True)
+    assert found.stdout.strip() == chain(7, True).root.hex()
 
 
 def test_documents_are_equal_whatever_the_order() -> None:

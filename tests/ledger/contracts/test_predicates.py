@@ -108,6 +108,25 @@ def test_every_variable_of_a_subject_has_its_type(subject: str) -> None:
         assert predicate.refusal({name: values[kind] for name, kind in SUBJECTS[subject].items()}) is None
 
 
+class Panic(BaseException):
+    """What the library's own failures are: not an Exception."""
+
+
+def test_a_panic_of_the_library_refuses_and_an_interrupt_passes(monkeypatch: pytest.MonkeyPatch) -> None:
+    predicate = Predicate("x", "delivery", "hops == 2")
+    for raised in (Panic(), KeyboardInterrupt()):
+
+        def fails(values: dict[str, Any], raised: BaseException = raised) -> None:
+            raise raised
+
+        monkeypatch.setattr("ledger.contracts.predicates._program", lambda expression, fails=fails: fails)
+        if isinstance(raised, Panic):
+            assert predicate.refusal(VALUES) == "the expression fails: Panic"
+        else:
+            with pytest.raises(KeyboardInterrupt):
+                predicate.refusal(VALUES)
+
+
 @given(st.text(alphabet="()[]'\"&|!=<>+-*/%?:,. item path all size 019 true master", max_size=60))
 def test_any_text_is_allowed_or_refused_and_then_answers(expression: str) -> None:
     """Nothing that passes the check ever does more than answer: no exception leaves `refusal`."""

@@ -12,7 +12,7 @@ from click.testing import CliRunner, Result
 
 from qnode import cli
 
-GROUPS = ["init", "run", "cluster", "status", "keys", "ledger", "link", "version", "completion"]
+GROUPS = ["init", "run", "cluster", "status", "keys", "ledger", "governance", "policy", "link", "version", "completion"]
 
 
 def invoke(*arguments: str) -> Result:
@@ -54,7 +54,9 @@ def test_the_commands_are_all_there() -> None:
     assert set(GROUPS) <= {path[0] for path in commands(cli.cli) if path}
 
 
-@pytest.mark.parametrize("group", ["", "cluster", "keys", "ledger", "link", "init", "run", "status", "completion"])
+@pytest.mark.parametrize(
+    "group", ["", "cluster", "keys", "ledger", "governance", "policy", "link", "init", "run", "status", "completion"]
+)
 def test_help_has_examples(group: str) -> None:
     output = invoke(*group.split(), "--help").output
     assert re.search(r"^ +qnode |\"\$\(qnode", output, re.MULTILINE), output
