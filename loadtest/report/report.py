@@ -10,6 +10,7 @@ from typing import Final
 import msgspec
 
 from loadtest.measure.figures import detection_of, figures, recoveries_s
+from loadtest.measure.growth import growth
 from loadtest.report import contents
 from loadtest.report.charts import Chart
 from loadtest.report.page import chart_cards, number, page, table, tile
@@ -68,7 +69,7 @@ class Report:
     def _over_time(self, case: Case) -> list[str]:
         words = f"{case.nodes} nodes, repetition {case.repetition + 1}, seed {case.seed}"
         found = [f"<h2>One run over time</h2><p class='soft'>{escape(words)}; times count from its beginning.</p>"]
-        found += [chart_cards(self.over_time), _recoveries(self.result, case)]
+        found += [chart_cards(self.over_time), _recoveries(self.result, case), _growth(self.result)]
         drawing = picture(self.result, case)
         if drawing:
             found.append(f'<h2>The network</h2><div class="card">{drawing}</div>')
@@ -210,6 +211,24 @@ def _recoveries(result: Result, case: Case) -> str:
         return ""
     words = ", ".join(f"{wait:.1f} s" for wait in sorted(waits_s)[-20:])
     return f'<p class="note">Recovery after faults, the longest last: {words}.</p>'
+
+
+def _growth(result: Result) -> str:
+    rows = []
+    for case in result.cases:
+        for name, each in growth(result, case).items():
+            tone, said = ("bad", "grows") if each.grows else ("good", "steady")
+            slope = f"{each.slope_per_hour:+.3g} <small>{each.low_per_hour:+.3g} … {each.high_per_hour:+.3g}</small>"
+            where = f"{case.nodes} nodes, repetition {case.repetition + 1}: {name}"
+            over = f"{100 * each.growth:+.2f} %"
+            rows.append([escape(where), slope, over, f"{each.p:.2g}", f'<b class="{tone}">{said}</b>'])
+    if not rows:
+        return ""
+    caption = (
+        "Growth is significant at 1 % by the Mann-Kendall test and a Newey-West slope, and above 1 % of the level."
+    )
+    header = ["", "per hour", "over the run", "p", ""]
+    return "<h2>Growth over time</h2>" + table(header, rows, caption)
 
 
 def _checks(result: Result) -> str:

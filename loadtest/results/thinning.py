@@ -15,8 +15,9 @@ from loadtest.results.reader import Result
 from loadtest.results.records import Commit, Event, Figures, LinkSample, NodeSample, Record
 from loadtest.results.writer import RUN_FILE, TABLES, ResultError, replace_file, write_table
 
-ROWS_KEPT: Final = 3_000
-"""Of each table: some 250 kB of text; together with the page a copy stays below a megabyte."""
+ROWS_KEPT: Final = 2_000
+"""Of each table, and the last of each node and link: some 300 kB of text; with the page a copy of seven sizes with three
+repetitions stays below a megabyte."""
 R = TypeVar("R", NodeSample, LinkSample)
 
 

@@ -1,0 +1,43 @@
+"""A leak at every node is seen; nodes of different size that are seen in turn are not one."""
+
+import random
+from pathlib import Path
+
+from loadtest.measure.growth import growth, series_trend
+from loadtest.report.report import Report
+from loadtest.results.reader import Result
+from loadtest.results.records import NodeSample
+from loadtest.results.writer import ResultWriter
+from tests.loadtest.synthetic import RUN, Clock
+
+
+def sample(time_s: float, node: int, mib: float) -> NodeSample:
+    return NodeSample(time_s=time_s, case=0, node_id=f"node-{node}", pss_mib=mib, open_files=40)
+
+
+def test_sizes_seen_in_turn_are_no_growth_and_a_leak_is() -> None:
+    chance = random.Random(3)
+    sizes = [10.0 + node for node in range(20)]
+    # first the small nodes are looked at, later the large ones
+    steady = [sample(t, n, sizes[n] + chance.gauss(0, 0.2)) for t in range(600) for n in [min(19, t // 30)]]
+    found = series_trend(steady, lambda s: s.pss_mib)
+    assert found is not None and not found.grows
+    leaking = [sample(t, t % 20, sizes[t % 20] + t / 200 + chance.gauss(0, 0.2)) for t in range(600)]
+    found = series_trend(leaking, lambda s: s.pss_mib)
+    assert found is not None and found.grows and found.low_per_hour <= 18 <= found.high_per_hour
+    assert series_trend([], lambda s: s.pss_mib) is None
+
+
+def test_the_report_of_a_long_run_tells_growth(tmp_path: Path) -> None:
+    clock = Clock()
+    with ResultWriter(tmp_path, RUN, clock) as writer:
+        case = writer.begin_case(1, 0, 0)
+        writer.phase(case, "load")
+        for second in range(0, 1200, 5):
+            clock.now_s = 100.0 + second
+            writer.nodes([sample(writer.now_s(), 1, 20 + second / 300 + (second % 7) / 50)])
+        writer.end_case(case)
+    result = Result(tmp_path)
+    assert growth(result, result.cases[0])["memory (PSS), MiB"].grows
+    page = Report(result).html()
+    assert "Growth over time" in page and ">grows<" in page and ">steady<" in page
