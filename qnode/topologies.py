@@ -14,6 +14,11 @@ from qnode.settings import NAME_PATTERN
 NODES_MAX: Final = 10_000  # what a port range of one host could hold is far less; bounds a typing error
 
 
+CHORD_BASE: Final = 4
+"""Every node keeps connections with those 1, 4, 16, … places further. Each connection carries each vote, so with chords of
+1, 2, 4, 8, … places a follower gets a third more of them, and is hardly nearer to anyone."""
+
+
 class TopologyError(ValueError):
     """A topology that cannot be; the message says what to change."""
 
@@ -136,7 +141,7 @@ def contacts(topology: Topology, validators: int) -> dict[str, list[str]]:
     """Return whom each node keeps connections with, symmetric.
 
     Neighbours of quantum links; all pairs of the first `validators` nodes, so that votes take one hop; and from every
-    node the nodes 1, 2, 4, 8, … places further, so that any two nodes are a logarithmic number of hops apart.
+    node the nodes 1, 4, 16, … places further, so that any two nodes are a logarithmic number of hops apart.
     """
     ids = topology.node_ids
     pairs = {(link.transmitter, link.receiver) for link in topology.links}
@@ -145,7 +150,7 @@ def contacts(topology: Topology, validators: int) -> dict[str, list[str]]:
         step = 1
         while step < len(ids):
             pairs.add((node_id, ids[(n + step) % len(ids)]))
-            step *= 2
+            step *= CHORD_BASE
     found: dict[str, set[str]] = {node_id: set() for node_id in ids}
     for a, b in pairs:
         found[a].add(b)
