@@ -15,8 +15,8 @@ NODES_MAX: Final = 10_000  # what a port range of one host could hold is far les
 
 
 CHORD_BASE: Final = 4
-"""Every node keeps connections with those 1, 4, 16, … places further. Each connection carries each vote, so with chords of
-1, 2, 4, 8, … places a follower gets a third more of them, and is hardly nearer to anyone."""
+"""Every node keeps connections with those 1, 4, 16, … places further. Each connection carries each vote, so with
+chords of 1, 2, 4, 8, … places a follower gets a third more of them, and is hardly nearer to anyone."""
 
 
 class TopologyError(ValueError):
