@@ -3,6 +3,7 @@
 Whether a received block is valid is decided by the replica that appends it.
 """
 
+from ledger.catch_up import CatchUp
 from ledger.core import Core
 from ledger.messages import (
     BlocksMessage,
@@ -14,7 +15,7 @@ from ledger.messages import (
     Status,
 )
 from ledger.snapshot_sync import SnapshotSync
-from ledger.sync import CatchUp, gap_of, make_status
+from ledger.sync import gap_of, make_status
 
 
 class AntiEntropy:
@@ -108,24 +109,26 @@ class AntiEntropy:
     # ---- committed blocks
 
     def ask_for_blocks(self) -> None:
-        """If a neighbour is ahead and none is asked, ask."""
+        """Ask every idle neighbour that is ahead for a range that nobody else was asked for."""
         core = self._core
         self.catch_up.expire(core.now_ns)
         if self.snapshot_sync.takes_precedence:
             return  # the blocks after the snapshot come next
-        peer = self.catch_up.ask(core.height, core.now_ns)
-        if peer is not None:
-            core.send(peer, BlocksWanted(core.height + 1), urgent=False, after_sync=False)
+        for peer, first_height, count in self.catch_up.ask(core.height, core.now_ns):
+            core.send(peer, BlocksWanted(first_height, count), urgent=False, after_sync=False)
 
-    def answer_blocks(self, peer: str, first_height: int) -> None:
-        """Send committed blocks from a height on, as many as fit; below the floor lead the asker to a snapshot."""
+    def answer_blocks(self, peer: str, first_height: int, count: int) -> None:
+        """Send committed blocks from a height on, as many as wanted and fit; below the floor tell of a snapshot."""
         core = self._core
         if first_height < core.chain.floor:
             self.snapshot_sync.answer_head(peer, first_height - 1)
             return
         blocks: list[tuple[bytes, bytes]] = []
         size_bytes = 0
-        while (stored := core.chain.stored_block(first_height + len(blocks))) is not None:
+        for height in range(first_height, min(first_height + count, core.height + 1)):
+            stored = core.chain.stored_block(height)
+            if stored is None:
+                break
             size_bytes += len(stored.block) + len(stored.certificate)
             if blocks and size_bytes > core.settings.answer_size_bytes_max:
                 break

@@ -106,9 +106,10 @@ class BodyMessage:
 
 @dataclass(frozen=True, slots=True)
 class BlocksWanted:
-    """Send committed blocks from `first_height`, as many as fit one message."""
+    """Send committed blocks from `first_height`, at most `count` and as many as fit one message."""
 
     first_height: int
+    count: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,8 +192,8 @@ def encode(message: Message) -> bytes:
             return pack((7, height, block))
         case BodyMessage(block):
             return pack((8, block))
-        case BlocksWanted(first_height):
-            return pack((9, first_height))
+        case BlocksWanted(first_height, count):
+            return pack((9, first_height, count))
         case BlocksMessage(blocks):
             return pack((10, blocks))
         case SnapshotWanted(height):
@@ -295,7 +296,7 @@ _DECODERS: dict[int, tuple[Any, int]] = {
     6: (lambda digests: BundlesWanted(_digests(digests, DIGESTS_WANTED_MAX)), 1),
     7: (lambda height, block: BodyWanted(as_integer(height, 1), as_bytes(block, DIGEST_SIZE_BYTES)), 2),
     8: (lambda block: BodyMessage(as_bytes(block)), 1),
-    9: (lambda first_height: BlocksWanted(as_integer(first_height, 1)), 1),
+    9: (lambda first_height, count: BlocksWanted(as_integer(first_height, 1), as_integer(count, 1)), 2),
     10: (_blocks, 1),
     11: (lambda height: SnapshotWanted(as_integer(height)), 1),
     12: (_snapshot_offer, 2),

@@ -1,7 +1,7 @@
-"""Anti-entropy and catch-up: what a status says, what a neighbour lacks, and whom to ask for committed blocks.
+"""Anti-entropy: what a status says, and what a neighbour lacks.
 
-Neighbours compare statuses about twice a second and push exactly the gap within a byte budget; a node that is behind
-pulls committed blocks from one neighbour at a time (SPEC rule 8 and 6.2). Decides nothing about validity.
+Neighbours compare statuses about twice a second and push exactly the gap within a byte budget (SPEC rule 8). Decides
+nothing about validity.
 """
 
 from dataclasses import dataclass
@@ -77,61 +77,3 @@ def gap_of(consensus: Consensus, status: Status) -> Gap:
     proposed = set(bits_of(status.proposed_views))
     views = [v for v in sorted({status.view, consensus.view}) if v in consensus.proposals and v not in proposed]
     return Gap(as_many_as_travel(certificates), tuple(statements), tuple(views))
-
-
-class CatchUp:
-    """Which neighbour was asked for committed blocks, and until when the answer is waited for."""
-
-    def __init__(self, timeout_ns: int) -> None:
-        self._timeout_ns = timeout_ns
-        self._heights: dict[str, int] = {}
-        self._asked: str | None = None
-        self._deadline_ns = 0
-
-    def learn(self, peer: str, height: int) -> None:
-        """Take note of a neighbour's committed height."""
-        self._heights[peer] = height
-
-    def forget(self, peer: str) -> None:
-        """The neighbour is gone, or gave nothing usable."""
-        self._heights.pop(peer, None)
-        if self._asked == peer:
-            self._asked = None
-
-    def forget_question(self, peer: str) -> None:
-        """The neighbour gave another answer than blocks; ask elsewhere."""
-        if self._asked == peer:
-            self._asked = None
-
-    def is_asked(self, peer: str) -> bool:
-        """Say whether an answer of `peer` is awaited."""
-        return self._asked == peer
-
-    def answered(self) -> None:
-        """The awaited answer is here."""
-        self._asked = None
-
-    def is_behind(self, height: int) -> bool:
-        """Say whether a neighbour claims to be ahead."""
-        return any(theirs > height for theirs in self._heights.values())
-
-    def ask(self, height: int, now_ns: int) -> str | None:
-        """Return the neighbour to ask now, or None if one is asked already or none is ahead."""
-        self.expire(now_ns)
-        if self._asked is not None:
-            return None
-        ahead = [peer for peer, theirs in sorted(self._heights.items()) if theirs > height]
-        if not ahead:
-            return None
-        self._asked = max(ahead, key=lambda peer: self._heights[peer])
-        self._deadline_ns = now_ns + self._timeout_ns
-        return self._asked
-
-    def expire(self, now_ns: int) -> None:
-        """Pass over a neighbour that was asked and did not answer in time."""
-        if self._asked is not None and now_ns >= self._deadline_ns:
-            self.forget(self._asked)
-
-    def deadline_ns(self) -> int | None:
-        """Return when an unanswered question is given up."""
-        return None if self._asked is None else self._deadline_ns
