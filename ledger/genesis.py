@@ -20,8 +20,8 @@ NAME_LENGTH_MAX = 64
 
 ED25519_VOTES: Final = "ed25519"
 HYBRID_VOTES: Final = "ed25519+ml-dsa-65"
-HYBRID_TRANSACTION_SIZE_BYTES_MIN: Final = 8192
-"""Two statements with both signatures make a proof of equivocation of about 7.3 KB."""
+HYBRID_TRANSACTION_SIZE_BYTES_MIN: Final = 10_240
+"""A rotation of keys has two hybrid signatures and a post-quantum key: 8.8 KB; a proof of equivocation 7.3."""
 
 
 class GenesisError(ValueError):

@@ -39,7 +39,7 @@ PRE_SHARED_SIZE_BYTES: Final = (
     65_536  # some 2,000 one-time tags of 32 bytes: far more than until the link's own key comes
 )
 VALIDATORS_MAX: Final = 31  # more would cost each height over 100 ms of signature checks on two cores
-HYBRID_PARAMETERS: Final = GenesisParameters(vote_signatures=HYBRID_VOTES, transaction_size_bytes_max=8192)
+HYBRID_PARAMETERS: Final = GenesisParameters(vote_signatures=HYBRID_VOTES, transaction_size_bytes_max=16_384)
 SAE_SUFFIXES: Final = ("a", "b")
 # Below Linux's ephemeral range (32768…), so that no outgoing connection takes a port between `init` and `up`.
 PORTS: Final = range(20_000, 32_000)

@@ -86,8 +86,15 @@ def _row(document: dict[str, Any]) -> tuple[Any, ...]:
         str(ledger.get("state_root", "-"))[:12],
         ledger.get("mempool_transactions"),
         keys.get("delivered_as_master"),
-        document.get("error", ""),
+        document.get("error", "") or _standing(document["node_id"], ledger),
     )
+
+
+def _standing(node_id: str, ledger: dict[str, Any]) -> str:
+    """Say what keeps a node from voting or from going on."""
+    if reason := ledger.get("upgrade_needed"):
+        return f"upgrade needed: {reason}"
+    return ", ".join(word for word in ("suspended", "revoked") if node_id in ledger.get(word, ()))
 
 
 @click.command(short_help="Show one node in detail, or all in short.")

@@ -25,12 +25,13 @@ from ledger.signatures import (
     verify_vote,
 )
 from ledger.state import link_key
-from ledger.transactions import SaeRegistered
+from ledger.transactions import SaeRegistered, encode
 from ledger.validators import Validators
 from ledger.votes import CERTIFICATES_SIZE_BYTES_MAX, FRESH, Certificate, Kind, as_many_as_travel, bitmap_of
+from qnode.identity import make_rotation
 from tests.ledger.cluster import MS, NODES, Net, make_genesis
 
-PARAMETERS = GenesisParameters(vote_signatures=HYBRID_VOTES, transaction_size_bytes_max=8192)
+PARAMETERS = GenesisParameters(vote_signatures=HYBRID_VOTES, transaction_size_bytes_max=16_384)
 
 
 def seed_of(name: str) -> bytes:
@@ -86,6 +87,19 @@ def test_a_chain_commits_and_is_proven_with_hybrid_votes() -> None:
     net.stop("alpha")
     assert net.start("alpha").state.root == net.replicas["beta"].state.root
     assert not [each for each in net.replicas["beta"].chain.set_changes() if isinstance(each, SetChange)]
+
+
+def test_both_keys_rotate_together() -> None:
+    net = make_net()
+    keys, state = net.keys["beta"], net.replicas["beta"].state
+    new_key = keys.add_seed(seed_of("beta again"), hybrid=True)
+    record = make_rotation(keys, state, net.genesis, new_key)
+    assert len(encode(record)) <= PARAMETERS.transaction_size_bytes_max
+    net.give("beta", TransactionsSubmitted(1, (record,)))
+    net.pass_time(20_000 * MS)
+    assert net.replicas["delta"].state.validators().key_of("beta") == hybrid("beta again").public_key
+    assert len({replica.state.root for replica in net.replicas.values()}) == 1 and not net.seen(PeerFaulted)
+    assert any(1 in commit.certificate.indices() for commit in net.commits("alpha")[4:]), "beta votes on"
 
 
 def test_a_genesis_says_so_and_reads_back() -> None:
