@@ -106,7 +106,7 @@ MESSAGES: tuple[Any, ...] = (
     messages.BundlesWanted((D,)),
     messages.BodyWanted(9, D),
     messages.BodyMessage(block().encoded),
-    messages.BlocksWanted(3),
+    messages.BlocksWanted(3, 5),
     messages.BlocksMessage(((block().encoded, certificate().encoded),)),
     messages.SnapshotWanted(8),
     messages.SnapshotOffer(SnapshotHead(block().header, block().header, certificate()), (CHANGE,)),
