@@ -131,4 +131,11 @@ def limits_fault(bundles: Sequence[Bundle], limits: GenesisParameters) -> str | 
         return f"a block has at most {limits.block_transactions_max} transactions"
     if sum(bundle.size_bytes for bundle in bundles) > limits.block_size_bytes_max:
         return f"a block has at most {limits.block_size_bytes_max} bytes"
+    by_sender: dict[str, tuple[int, int]] = {}
+    for bundle in bundles:
+        transactions, size_bytes = by_sender.get(bundle.sender, (0, 0))
+        transactions, size_bytes = transactions + len(bundle.transactions), size_bytes + bundle.size_bytes
+        if transactions > limits.sender_block_transactions_max or size_bytes > limits.sender_block_size_bytes_max:
+            return f"{bundle.sender} has more than a sender's share of a block"
+        by_sender[bundle.sender] = (transactions, size_bytes)
     return None

@@ -68,6 +68,10 @@ class GenesisParameters:
     committee_max: int = 31  # more validators would cost each height over 100 ms of signature checks on two cores
     epoch_heights: int = 10_000  # hours to a day; every change of the committee is a link in light proofs
     vote_signatures: str = ED25519_VOTES
+    sender_block_transactions_max: int = (
+        8192  # half a block: one sender's flood leaves room for the others in every one
+    )
+    sender_block_size_bytes_max: int = 1_048_576  # the same in bytes; the largest bundle fits
 
     def __post_init__(self) -> None:
         kinds = (ED25519_VOTES, HYBRID_VOTES)
@@ -83,6 +87,10 @@ class GenesisParameters:
             raise GenesisError("parameters.bundle_size_bytes_max exceeds block_size_bytes_max; lower it")
         if self.bundle_transactions_max > self.block_transactions_max:
             raise GenesisError("parameters.bundle_transactions_max exceeds block_transactions_max; lower it")
+        if self.bundle_size_bytes_max > self.sender_block_size_bytes_max:
+            raise GenesisError("parameters.bundle_size_bytes_max exceeds sender_block_size_bytes_max; lower it")
+        if self.bundle_transactions_max > self.sender_block_transactions_max:
+            raise GenesisError("parameters.bundle_transactions_max exceeds sender_block_transactions_max; lower it")
         if self.hybrid_votes and self.transaction_size_bytes_max < HYBRID_TRANSACTION_SIZE_BYTES_MIN:
             smallest = HYBRID_TRANSACTION_SIZE_BYTES_MIN
             raise GenesisError(f"hybrid votes need parameters.transaction_size_bytes_max of at least {smallest}")

@@ -110,24 +110,31 @@ class Mempool:
         following = {sender: node.sequence + 1 for sender in order if (node := state.node(sender)) is not None}
         chosen: list[Bundle] = []
         size_bytes, transactions = 0, 0
+        shares: dict[str, tuple[int, int]] = {}
         while following:
             for sender in list(following):
                 bundle = self._by_sender[sender].get(following[sender])
-                if bundle is None or not self._fits(chosen, bundle, size_bytes, transactions):
+                own = shares.get(sender, (0, 0))
+                if bundle is None or not self._fits(chosen, bundle, size_bytes, transactions, own):
                     del following[sender]
                     continue
                 following[sender] += 1
                 chosen.append(bundle)
+                shares[sender] = (own[0] + bundle.size_bytes, own[1] + len(bundle.transactions))
                 size_bytes += bundle.size_bytes
                 transactions += len(bundle.transactions)
         return tuple(chosen)
 
-    def _fits(self, chosen: list[Bundle], bundle: Bundle, size_bytes: int, transactions: int) -> bool:
+    def _fits(
+        self, chosen: list[Bundle], bundle: Bundle, size_bytes: int, transactions: int, own: tuple[int, int]
+    ) -> bool:
         limits = self._limits
         return (
             len(chosen) < limits.block_bundles_max
             and size_bytes + bundle.size_bytes <= limits.block_size_bytes_max
             and transactions + len(bundle.transactions) <= limits.block_transactions_max
+            and own[0] + bundle.size_bytes <= limits.sender_block_size_bytes_max
+            and own[1] + len(bundle.transactions) <= limits.sender_block_transactions_max
         )
 
     def forget(self, sender: str, committed: int) -> None:

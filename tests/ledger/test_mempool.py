@@ -5,6 +5,7 @@ from dataclasses import replace
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ledger.block import limits_fault
 from ledger.bundle import Bundle, make_bundle
 from ledger.execution import bundles_fault
 from ledger.genesis import GenesisParameters
@@ -44,6 +45,32 @@ def test_a_flood_of_one_sender_does_not_starve_another() -> None:
         pool.add(bundle("alpha", sequence, b"1", b"2"), 0)
     assert pool.add(bundle("beta", 1), 0) is None
     assert "beta" in {each.sender for each in pool.select(state)}
+
+
+@given(offers)
+def test_no_sender_has_more_than_its_share_of_a_block(offered: list[tuple[str, int, int]]) -> None:
+    limits = replace(LIMITS, sender_block_transactions_max=5, sender_block_size_bytes_max=4096)
+    state, pool = State(make_genesis()), Mempool(MempoolSettings(), limits, len(NODES))
+    for sender, sequence, count in offered:
+        pool.add(bundle(sender, sequence, *([b"body"] * count)), 0)
+    chosen = pool.select(state)
+    assert limits_fault(chosen, limits) is None
+    for sender in NODES:
+        first = pool.held(sender, 1)
+        others = sum(len(each.transactions) for each in chosen if each.sender != sender)
+        if first is not None and others + len(first.transactions) <= limits.block_transactions_max:
+            assert any(each.sender == sender for each in chosen), "whoever waits has a part of every block with room"
+
+
+def test_a_block_with_more_than_a_senders_share_is_invalid() -> None:
+    limits = replace(LIMITS, sender_block_transactions_max=4)
+    two = [bundle("alpha", 1, b"1", b"2"), bundle("alpha", 2, b"1", b"2")]
+    assert limits_fault(two, limits) is None
+    assert "share" in (limits_fault([*two, bundle("alpha", 3)], limits) or "")
+    assert limits_fault([*two, bundle("beta", 1)], limits) is None
+    large = replace(LIMITS, sender_block_size_bytes_max=4096)
+    heavy = [bundle("alpha", n, bytes(3000)) for n in (1, 2)]
+    assert "share" in (limits_fault(heavy, large) or "")
 
 
 def test_bounds_and_their_reasons() -> None:
