@@ -15,8 +15,15 @@ NODES_MAX: Final = 10_000  # what a port range of one host could hold is far les
 
 
 CHORD_BASE: Final = 4
-"""Every node keeps connections with those 1, 4, 16, … places further. Each connection carries each vote, so with
-chords of 1, 2, 4, 8, … places a follower gets a third more of them, and is hardly nearer to anyone."""
+"""Every node keeps connections with those 1, 4, 16, … places further, in a small network and in one of many validators.
+Each connection carries each vote, so with chords of 1, 2, 4, 8, … places a follower gets a third more of them, and is
+hardly nearer to anyone."""
+FEW_NODES_MAX: Final = 16
+"""Up to so many nodes chords cost hardly a connection more than anchors, and no node is special."""
+MESHED_VALIDATORS_MAX: Final = 31
+"""Validators that all connect to each other: 465 connections. A committee of more votes over chords alone."""
+ANCHORS: Final = 2
+"""Validators that a node without a vote connects to: with one, its end would leave the node to other followers."""
 
 
 class TopologyError(ValueError):
@@ -138,22 +145,41 @@ def _refuse_unknown(what: str, table: Mapping[str, Any], known: tuple[str, ...])
 
 
 def contacts(topology: Topology, validators: int) -> dict[str, list[str]]:
-    """Return whom each node keeps connections with, symmetric.
+    """Return whom each node keeps connections with, symmetric; the first `validators` nodes vote.
 
-    Neighbours of quantum links; all pairs of the first `validators` nodes, so that votes take one hop; and from every
-    node the nodes 1, 4, 16, … places further, so that any two nodes are a logarithmic number of hops apart.
+    Neighbours of quantum links always. Up to FEW_NODES_MAX nodes: all pairs of validators, and chords. More: all pairs
+    of validators, so that votes take one hop, and from every other node two validators and one follower, so that blocks
+    take one hop too and each follower costs three connections however large the network is. Of more than
+    MESHED_VALIDATORS_MAX validators: chords alone, so that any two nodes are a logarithmic number of hops apart.
     """
     ids = topology.node_ids
+    voting = min(validators, len(ids))
+    meshed = voting <= MESHED_VALIDATORS_MAX
+    places = set(itertools.combinations(range(voting), 2)) if meshed else set()
+    anchored = meshed and voting > 0 and len(ids) > FEW_NODES_MAX
+    places |= _anchors(voting, len(ids)) if anchored else _chords(len(ids))
     pairs = {(link.transmitter, link.receiver) for link in topology.links}
-    pairs |= set(itertools.combinations(ids[:validators], 2))
-    for n, node_id in enumerate(ids):
-        step = 1
-        while step < len(ids):
-            pairs.add((node_id, ids[(n + step) % len(ids)]))
-            step *= CHORD_BASE
+    pairs |= {(ids[a], ids[b]) for a, b in places}
     found: dict[str, set[str]] = {node_id: set() for node_id in ids}
     for a, b in pairs:
-        found[a].add(b)
-        found[b].add(a)
+        if a != b:
+            found[a].add(b)
+            found[b].add(a)
     order = {node_id: n for n, node_id in enumerate(ids)}
     return {node_id: sorted(found[node_id], key=order.__getitem__) for node_id in ids}
+
+
+def _chords(count: int) -> set[tuple[int, int]]:
+    """Join every place with those 1, 4, 16, … further around the ring."""
+    steps = itertools.takewhile(lambda step: step < count, (CHORD_BASE**n for n in itertools.count()))
+    return {(n, (n + step) % count) for step in steps for n in range(count)}
+
+
+def _anchors(voting: int, count: int) -> set[tuple[int, int]]:
+    """Join followers with validators taken in turn, so that all have as many, and two by two with each other.
+
+    The two of a couple have different validators where there are four or more.
+    """
+    followers = range(count - voting)
+    anchors = {(voting + n, (ANCHORS * n + each) % voting) for n in followers for each in range(ANCHORS)}
+    return anchors | {(voting + n, voting + n + 1) for n in followers[:-1:2]}

@@ -50,8 +50,9 @@ class Machine:
 
 
 def contacts_estimate(nodes: int, validators: int) -> int:
-    """Return the most connections that one node keeps: all validators, links, and a logarithmic number of others."""
-    return min(nodes - 1, validators + 8 + 2 * math.ceil(math.log2(max(nodes, 2))))
+    """Return the most connections that one node keeps: all validators, its followers, links, and chords."""
+    followers = math.ceil(2 * max(0, nodes - validators) / max(1, validators))
+    return min(nodes - 1, validators + followers + 8 + 2 * math.ceil(math.log2(max(nodes, 2))))
 
 
 def require(nodes: int, validators: int = 31, machine: Machine | None = None) -> None:

@@ -68,6 +68,30 @@ def test_contacts_are_symmetric_and_few_hops_apart(shape: str, count: int, valid
     assert all(b in graph[a] for a in ids[:validators] for b in ids[:validators] if a != b)
 
 
+@given(st.integers(17, 320), st.integers(1, 31))
+def test_a_follower_costs_three_connections_and_validators_share_them_evenly(count: int, validators: int) -> None:
+    graph = contacts(Topology(shaped("ring", count).node_ids, ()), validators)
+    ids, voting = list(graph), set(list(graph)[:validators])
+    anchors = min(2, validators)
+    for each in ids[validators:]:
+        assert len(voting & set(graph[each])) == anchors
+        assert anchors <= len(graph[each]) <= anchors + 1
+    followed = [len(set(graph[each]) - voting) for each in ids[:validators]]
+    assert max(followed) - min(followed) <= 1
+
+
+def test_two_hundred_nodes_keep_so_many_connections() -> None:
+    graph = contacts(Topology(shaped("ring", 200).node_ids, ()), 31)
+    degrees = [len(others) for others in graph.values()]
+    assert sum(degrees) // 2 == 465 + 2 * 169 + 84
+    assert (max(degrees), min(degrees)) == (41, 2)
+
+
+def test_a_committee_of_many_votes_over_chords() -> None:
+    graph = contacts(Topology(shaped("ring", 256).node_ids, ()), 100)
+    assert {len(others) for others in graph.values()} == {8}
+
+
 def test_a_file_is_read_with_its_names() -> None:
     topology = from_mapping({"links": [{"transmitter": "b", "receiver": "a", "profile": "metro"}]})
     assert topology.node_ids == ("b", "a")
