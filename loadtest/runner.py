@@ -25,13 +25,14 @@ from loadtest.fleet.launcher import Ended, FleetError, Launcher, NodeEnded, Sign
 from loadtest.fleet.local import LocalFleet
 from loadtest.live import LiveState
 from loadtest.measure.figures import figures as computed_figures
-from loadtest.measure.histograms import LatencyBook
+from loadtest.measure.growth import SECONDS_MIN, growth, growth_allowed
+from loadtest.measure.histograms import LatencyBook, LatencyWindows
 from loadtest.measure.sampler import Sampler, Target
 from loadtest.results.figure_names import FIGURES
 from loadtest.results.reader import Result
 from loadtest.results.records import Scalar
 from loadtest.results.writer import ResultWriter
-from loadtest.scenarios.model import Client, Scenario
+from loadtest.scenarios.model import Client, Scenario, at_size
 from loadtest.statistics import exponent
 from loadtest.ward import NodeSilent, Ward
 from loadtest.watch import Watch
@@ -99,25 +100,30 @@ async def run(
     tell: Tell = print,
     show: Show = lambda state: None,
 ) -> None:
-    """Run every case of a scenario. Raises RunFailed; what was measured until then is in the result.
+    """Run every case of a scenario; what is measured is in the result. Raises RunFailed at the end when cases failed.
 
     `tell` hears sentences, `show` is called twice a second while a case is measured.
     """
     cases = points(scenario)
+    failures: list[str] = []
     for at, point in enumerate(cases):
         number = writer.begin_case(point.nodes, point.repetition, point.seed, {"load": point.load})
         tell(f"[{at + 1}/{len(cases)}] {point.nodes} nodes, load × {point.load:g}, seed {point.seed}")
         try:
-            await _run_case(scenario, point, number, writer, launch, tell, show, (at, len(cases)))
+            await _run_case(at_size(scenario, point.nodes), point, number, writer, launch, tell, show, (at, len(cases)))
         except (FleetError, InitialiseError, SettingsError, NodeSilent) as error:
             writer.event(number, "failure", "harness", reason=str(error)[:500])
             writer.end_case(number, str(error)[:500])
-            raise RunFailed(f"{point.nodes} nodes: {error}") from None
+            failures.append(f"{point.nodes} nodes: {error}")
+            tell(f"  failed: {error}")
+            continue
         except BaseExceptionGroup as group:
             reason = "; ".join(str(each) or type(each).__name__ for each in group.exceptions)
             writer.end_case(number, reason[:500])
             raise
         writer.end_case(number)
+    if failures:
+        raise RunFailed("; ".join(failures))
 
 
 async def _run_case(
@@ -141,14 +147,16 @@ async def _run_case(
         writer.phase(number, "start")
         ward = await _up(scenario, point, number, writer, launcher, tell)
         writer.topology(ward.drawing(number))
-        case = _Case(number, point, ward, Traffic(LatencyBook()), at, died=died)
+        traffic = Traffic(LatencyBook(), LatencyWindows(number, writer.now_s, writer.windows))
+        case = _Case(number, point, ward, traffic, at, died=died)
         try:
             async with ward.operator, _sampled(case, scenario, writer, show) as sampler:
                 await _phases(case, scenario, writer, sampler, tell)
         finally:
             for middleman in ward.middlemen.values():
                 await middleman.close()
-            writer.latencies(number, case.traffic.book)
+            traffic.windows.close()
+            writer.latencies(number, traffic.book)
             await _keep_logs(ward, died, writer.directory / "logs")
     _judge(case, scenario, writer)
 
@@ -339,6 +347,21 @@ def _judge(case: _Case, scenario: Scenario, writer: ResultWriter) -> None:
         value, least = values.get(name), name == "detection_rate"
         passed = value is not None and (value >= limit if least else value <= limit)
         writer.check(name, passed, value, f"{'≥' if least else '≤'} {limit:g}", "", case.number)
+    if not scenario.may_grow:
+        _judge_growth(case, scenario, writer)
+
+
+def _judge_growth(case: _Case, scenario: Scenario, writer: ResultWriter) -> None:
+    """Hold memory, descriptors and latencies to staying as they are."""
+    if scenario.duration_s < SECONDS_MIN:
+        writer.note(f"growth was not tested: a load of {scenario.duration_s:g} s is shorter than {SECONDS_MIN:g} s")
+        return
+    result = Result(writer.directory)
+    trends = growth(result, next(each for each in result.cases if each.case == case.number))
+    grown = {name: each for name, each in trends.items() if each.grows_beyond(growth_allowed(name))}
+    words = ", ".join(f"{name} {100 * each.growth:+.1f} % (p = {each.p:.2g})" for name, each in grown.items())
+    limit = f"0 of {len(trends)} series"
+    writer.check("nothing grows", bool(trends) and not grown, len(grown), limit, words, case.number)
 
 
 async def _keep_logs(ward: Ward, died: Sequence[NodeEnded], directory: Path) -> None:

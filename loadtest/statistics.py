@@ -91,7 +91,11 @@ class Trend:
     @property
     def grows(self) -> bool:
         """Whether there is growth beyond noise: significant, upwards, and by more than a hundredth of the level."""
-        return self.p < TREND_ALPHA and self.slope_per_hour > 0 and self.growth > 0.01
+        return self.grows_beyond(0.01)
+
+    def grows_beyond(self, share: float) -> bool:
+        """Whether there is significant growth, over the whole series, of more than a share of its level."""
+        return self.p < TREND_ALPHA and self.slope_per_hour > 0 and self.growth > share
 
 
 def median_interval(values: Sequence[float], seed: int = 0) -> Interval:

@@ -15,7 +15,7 @@ from typing import Any, Final
 import aiohttp
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
-from loadtest.measure.histograms import LatencyBook
+from loadtest.measure.histograms import LatencyBook, LatencyWindows
 from loadtest.scenarios.model import Client
 from loadtest.ward import Ward
 from qnode.io.certificates import client_context
@@ -31,6 +31,7 @@ class Traffic:
     """What the clients of one case have seen so far."""
 
     book: LatencyBook
+    windows: LatencyWindows
     sent: int = 0
     answered: int = 0
     failures: list[str] = field(default_factory=list)  # the first of them
@@ -50,7 +51,9 @@ class Traffic:
         """Count an answered request."""
         self.answered += 1
         self.kinds[kind] = self.kinds.get(kind, 0) + 1
-        self.book.of(kind, phase, group).record_ns(due_ns, time.monotonic_ns())
+        now_ns = time.monotonic_ns()
+        self.book.of(kind, phase, group).record_ns(due_ns, now_ns)
+        self.windows.record_ns(kind, phase, due_ns, now_ns)
 
     def saw_key(self, key_id: str) -> None:
         """Remember a delivered key's ID."""

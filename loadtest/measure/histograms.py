@@ -5,15 +5,20 @@ behind its schedule would otherwise leave out exactly the waits that users see (
 itself is the HdrHistogram library's, and so is its text form, which other tools read.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Final, NamedTuple, Self
 
 from hdrh.histogram import HdrHistogram
+
+from loadtest.results.records import Window
 
 LOWEST_US: Final = 1
 HIGHEST_US: Final = 3_600_000_000
 """An hour: longer than any request may wait; what is longer counts as an hour, and `saturated` says how many."""
 DIGITS: Final = 3
+WINDOW_S: Final = 30.0
+"""One stretch of latencies over time: long enough for a 95th percentile at a few requests per second, and ten of them
+in the shortest run whose growth is tested."""
 BOOK_KEYS_MAX: Final = 4096
 """Histograms in one book: 180 KiB each when touched over their whole range, so some 700 MiB at the very worst; in
 practice a few dozen. A caller that reaches it has put something unbounded (a key ID, a time) into a name."""
@@ -116,3 +121,43 @@ class LatencyBook:
 
     def __iter__(self) -> Iterator[tuple[LatencyKey, LatencyHistogram]]:
         return iter(sorted(self._histograms.items()))
+
+
+class LatencyWindows:
+    """Latencies over time: one histogram per kind for the stretch of time under way, kept as its percentiles.
+
+    `keep` hears of each stretch when the next begins, and of the last at `close`. A request belongs to the stretch in
+    which it was answered.
+    """
+
+    def __init__(self, case: int, now_s: Callable[[], float], keep: Callable[[list[Window]], None]) -> None:
+        self._case = case
+        self._now_s = now_s
+        self._keep = keep
+        self._phase = ""
+        self._number = 0
+        self._kinds: dict[str, LatencyHistogram] = {}  # as many as clients, which a scenario bounds
+
+    def record_ns(self, kind: str, phase: str, due_ns: int, completed_ns: int) -> None:
+        """Count one answered request."""
+        number = int(self._now_s() // WINDOW_S)
+        if (number, phase) != (self._number, self._phase):
+            self.close()
+            self._number, self._phase = number, phase
+        self._kinds.setdefault(kind, LatencyHistogram()).record_ns(due_ns, completed_ns)
+
+    def close(self) -> None:
+        """End the stretch under way."""
+        kinds, self._kinds = self._kinds, {}
+        self._keep([self._window(kind, histogram) for kind, histogram in kinds.items()])
+
+    def _window(self, kind: str, histogram: LatencyHistogram) -> Window:
+        return Window(
+            time_s=(self._number + 0.5) * WINDOW_S,
+            case=self._case,
+            kind=kind,
+            phase=self._phase,
+            count=histogram.count,
+            ms_p50=histogram.percentile_ms(50) or 0.0,
+            ms_p95=histogram.percentile_ms(95) or 0.0,
+        )

@@ -26,6 +26,7 @@ from loadtest.results.records import (
     Record,
     Run,
     Topology,
+    Window,
 )
 from loadtest.results.writer import RUN_FILE, TABLES, ResultError
 
@@ -77,6 +78,11 @@ class Result:
     def latencies(self) -> list[Latency]:
         """Histograms, still encoded."""
         return self._table("latency.jsonl", Latency)
+
+    @cached_property
+    def windows(self) -> list[Window]:
+        """Latencies over time; none in a result from before they were kept."""
+        return self._table("windows.csv", Window) if (self.directory / "windows.csv").exists() else []
 
     @cached_property
     def topologies(self) -> dict[int, Topology]:

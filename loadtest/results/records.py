@@ -197,6 +197,18 @@ class Latency(Record, frozen=True):
     histogram: str
 
 
+class Window(Record, frozen=True):
+    """The latencies of the requests of one kind that were answered in one stretch of time; `time_s` is its middle."""
+
+    time_s: float
+    case: int
+    kind: str
+    phase: str
+    count: int
+    ms_p50: float
+    ms_p95: float
+
+
 class Figures(Record, frozen=True):
     """The figures of one case, by name; `loadtest.results.figure_names` gives each name's unit and better direction."""
 

@@ -32,6 +32,7 @@ def write_thinned(result: Result, directory: Path) -> None:
         "events.jsonl": _weightiest(result.events),
         "latency.jsonl": result.latencies,
         "figures.jsonl": [Figures(case=case, values=_short(values)) for case, values in known.items()],
+        "windows.csv": result.windows,
         "topology.jsonl": [each for each in result.topologies.values() if each.case in first_of_size.values()],
     }
     left_out = [

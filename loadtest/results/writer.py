@@ -33,6 +33,7 @@ from loadtest.results.records import (
     Run,
     Scalar,
     Topology,
+    Window,
 )
 
 ROWS_MAX: Final = 2_000_000
@@ -47,6 +48,7 @@ TABLES: Final[Mapping[str, type[Record]]] = {
     "latency.jsonl": Latency,
     "figures.jsonl": records.Figures,
     "topology.jsonl": Topology,
+    "windows.csv": Window,
 }
 
 
@@ -212,6 +214,10 @@ class ResultWriter:
                 for key, histogram in book
             ],
         )
+
+    def windows(self, windows: Iterable[Window]) -> None:
+        """Keep latencies of stretches of time."""
+        self._add("windows.csv", windows)
 
     def figures(self, case: int, values: Mapping[str, float | None]) -> None:
         """Keep figures of a case; a later call adds to them or corrects them."""

@@ -126,6 +126,15 @@ class Limits(Record, frozen=True, kw_only=True):
     detection_rate: float | None = None
 
 
+class Size(Record, frozen=True, kw_only=True):
+    """What differs from `from_nodes` nodes on, up to the next such table: large networks share the same few cores."""
+
+    from_nodes: Annotated[int, Meta(ge=2, le=NODES_MAX)]
+    rate_factor: Rate = 1.0  # on every client's rate
+    warm_up_s: Seconds | None = None
+    saturate_s: Seconds | None = None
+
+
 class Scenario(Record, frozen=True, kw_only=True):
     """A whole scenario: every size × load × repetition is one case with a fresh network."""
 
@@ -146,11 +155,15 @@ class Scenario(Record, frozen=True, kw_only=True):
     faults: tuple[Fault, ...] = ()
     attacks: tuple[Attack, ...] = ()
     limits: Limits = Limits()
+    sizes: tuple[Size, ...] = ()
+    may_grow: bool = True  # false: memory, descriptors or latency that grow over the load fail the run
 
     def __post_init__(self) -> None:
         cases = len(self.nodes) * len(self.loads) * self.repetitions
         if cases > CASES_MAX:
             raise ValueError(f"nodes × loads × repetitions make {cases} cases; at most {CASES_MAX}")
+        if len({size.from_nodes for size in self.sizes}) < len(self.sizes):
+            raise ValueError("two [[sizes]] tables have the same from_nodes; merge them")
         liars = max((a.count for a in self.attacks if a.kind == "equivocation"), default=0)
         validators = min(self.network.validators, min(self.nodes))
         if 3 * liars >= validators and liars:
@@ -158,6 +171,24 @@ class Scenario(Record, frozen=True, kw_only=True):
                 f"{liars} equivocating of {validators} validators: fewer than a third may lie, "
                 f"so {3 * liars + 1} validators are needed"
             )
+
+
+def at_size(scenario: Scenario, nodes: int) -> Scenario:
+    """Return the scenario as it is for a network of so many nodes."""
+    size = max(
+        (each for each in scenario.sizes if each.from_nodes <= nodes), key=lambda each: each.from_nodes, default=None
+    )
+    if size is None:
+        return scenario
+    clients = tuple(
+        msgspec.structs.replace(each, rate_per_s=each.rate_per_s * size.rate_factor) for each in scenario.clients
+    )
+    return msgspec.structs.replace(
+        scenario,
+        clients=clients,
+        warm_up_s=scenario.warm_up_s if size.warm_up_s is None else size.warm_up_s,
+        saturate_s=scenario.saturate_s if size.saturate_s is None else size.saturate_s,
+    )
 
 
 def document(scenario: Scenario) -> dict[str, Any]:

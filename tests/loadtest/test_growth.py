@@ -3,7 +3,8 @@
 import random
 from pathlib import Path
 
-from loadtest.measure.growth import growth, series_trend
+from loadtest.measure.growth import growth, growth_allowed, series_trend
+from loadtest.measure.histograms import LatencyWindows
 from loadtest.report.report import Report
 from loadtest.results.reader import Result
 from loadtest.results.records import NodeSample
@@ -41,3 +42,26 @@ def test_the_report_of_a_long_run_tells_growth(tmp_path: Path) -> None:
     assert growth(result, result.cases[0])["memory (PSS), MiB"].grows
     page = Report(result).html()
     assert "Growth over time" in page and ">grows<" in page and ">steady<" in page
+
+
+def test_latencies_that_creep_up_grow_and_steady_ones_do_not(tmp_path: Path) -> None:
+    clock, chance = Clock(), random.Random(5)
+    with ResultWriter(tmp_path, RUN, clock) as writer:
+        case = writer.begin_case(1, 0, 0)
+        windows = LatencyWindows(case, writer.now_s, writer.windows)
+        for phase, seconds in (("warm-up", 60), ("load", 900)):
+            writer.phase(case, phase)
+            for second in range(seconds):
+                clock.now_s += 1
+                for kind, mean_ms in (("key", 5.0), ("commit", 20.0 + second / 50)):
+                    took_ms = mean_ms * chance.uniform(0.8, 1.2)
+                    windows.record_ns(kind, phase, 0, int(took_ms * 1e6))
+        windows.close()
+        writer.end_case(case)
+    result = Result(tmp_path)
+    assert sum(window.count for window in result.windows) == 2 * 960
+    assert {window.phase for window in result.windows if window.time_s < 60} == {"warm-up"}
+    found = growth(result, result.cases[0])
+    grown = {name for name, each in found.items() if each.grows_beyond(growth_allowed(name))}
+    assert grown == {"latency of commit, median, ms", "latency of commit, p95, ms"}
+    assert "latency of key, median, ms" in found

@@ -3,12 +3,13 @@
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import networkx
 import pytest
 
 from loadtest.runner import points
 from loadtest.scenarios.load import from_document, load, shipped
-from loadtest.scenarios.model import Network, ScenarioError, document
+from loadtest.scenarios.model import Network, ScenarioError, Size, at_size, document
 from loadtest.scenarios.topology import lay
 
 SHAPES = ("line", "ring", "star", "mesh", "grid", "random_geometric", "scale_free", "road_grid")
@@ -96,3 +97,15 @@ def test_networks_are_connected_drawn_and_the_same_for_the_same_seed(shape: Any,
 def test_random_networks_follow_the_seed() -> None:
     for shape in ("random_geometric", "scale_free", "road_grid"):
         assert lay(Network(shape=shape), 30, 1).topology != lay(Network(shape=shape), 30, 2).topology  # type: ignore[arg-type]
+
+
+def test_large_networks_get_their_own_rates_and_phases() -> None:
+    scenario = load("scaling", ["warm_up_s=5", "sizes=[]"])
+    sizes = (Size(from_nodes=64, rate_factor=0.5), Size(from_nodes=128, rate_factor=0.25, warm_up_s=9, saturate_s=0))
+    scenario = msgspec.structs.replace(scenario, sizes=sizes)
+    rates = {n: at_size(scenario, n).clients[0].rate_per_s / scenario.clients[0].rate_per_s for n in (63, 64, 128, 300)}
+    assert rates == {63: 1, 64: 0.5, 128: 0.25, 300: 0.25}
+    assert [at_size(scenario, n).warm_up_s for n in (64, 200)] == [5, 9]
+    assert at_size(scenario, 200).saturate_s == 0
+    with pytest.raises(ValueError, match="same from_nodes"):
+        msgspec.structs.replace(scenario, sizes=(sizes[0], sizes[0]))
