@@ -34,10 +34,14 @@ class MessageReceived:
 
 @dataclass(frozen=True, slots=True)
 class TransactionsSubmitted:
-    """This node wants these recorded, under its own name. Answered by one output that carries `token`."""
+    """This node wants these recorded, under its own name. Answered by one output that carries `token`.
+
+    They may wait so long for others that share their bundle (SPEC 3.5), and with it the block.
+    """
 
     token: int
     transactions: tuple[Transaction, ...]
+    patience_ns: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -203,8 +203,8 @@ class Replica:
         match input:
             case MessageReceived(peer, payload):
                 self._on_payload(peer, payload)
-            case TransactionsSubmitted(token, transactions):
-                self._own.submit(token, tuple(encode_transaction(each) for each in transactions))
+            case TransactionsSubmitted(token, transactions, patience_ns):
+                self._own.submit(token, tuple(encode_transaction(each) for each in transactions), patience_ns)
             case EncodedTransactionsSubmitted(token, bodies):
                 self._own.submit_encoded(token, bodies)
             case PeerUp(peer):

@@ -1,6 +1,7 @@
 """This node's own transactions on their way into bundles, and its bundles on their way into blocks.
 
 A first submission becomes a bundle at once; while more arrive within `bundle_interval_ns` they share the next one.
+One with patience waits for others, at most so long: a chain that records what nobody waits for makes fewer blocks.
 Every bundle is kept until a block contains it. A number that a block gave to another bundle of ours (an earlier life
 of this node) moves the displaced transactions to a new bundle (SPEC 3.5).
 """
@@ -46,6 +47,7 @@ class Submissions:
         self._queue: list[tuple[bytes, int | None]] = []
         self._queue_size_bytes = 0
         self._last_bundle_ns: int | None = None
+        self._due_ns = 0  # of what is queued, when the least patient is due
 
     @property
     def queued_size_bytes(self) -> int:
@@ -57,8 +59,9 @@ class Submissions:
         """Transactions without a bundle."""
         return len(self._queue)
 
-    def enqueue(self, token: int | None, bodies: tuple[bytes, ...]) -> None:
-        """Queue transactions; `token` comes back with the batch of the last of them."""
+    def enqueue(self, token: int | None, bodies: tuple[bytes, ...], due_ns: int = 0) -> None:
+        """Queue transactions; `token` comes back with the batch of the last of them, which may wait until `due_ns`."""
+        self._due_ns = min(self._due_ns, due_ns) if self._queue else due_ns
         for i, body in enumerate(bodies):
             self._queue.append((body, token if i == len(bodies) - 1 else None))
             self._queue_size_bytes += len(body)
@@ -67,7 +70,8 @@ class Submissions:
         """Return when `take` has something to return."""
         if not self._queue:
             return None
-        return 0 if self._last_bundle_ns is None else self._last_bundle_ns + self._interval_ns
+        interval_ends_ns = 0 if self._last_bundle_ns is None else self._last_bundle_ns + self._interval_ns
+        return max(self._due_ns, interval_ends_ns)
 
     def take(self, now_ns: int) -> Batch | None:
         """Return the next batch if it is due."""
@@ -88,6 +92,7 @@ class Submissions:
             count += 1
         taken, self._queue = self._queue[:count], self._queue[count:]
         self._queue_size_bytes -= sum(len(body) for body, _ in taken)
+        self._due_ns = 0  # what did not fit follows as soon as it may
         tokens = tuple(token for _, token in taken if token is not None)
         return Batch(tuple(body for body, _ in taken), tokens)
 
@@ -131,12 +136,12 @@ class OwnTransactions:
             return
         self.submit(token, bodies)
 
-    def submit(self, token: int, bodies: tuple[bytes, ...]) -> None:
-        """Queue encoded transactions for a bundle, or refuse them all."""
+    def submit(self, token: int, bodies: tuple[bytes, ...], patience_ns: int = 0) -> None:
+        """Queue encoded transactions for a bundle, where they may wait so long, or refuse them all."""
         if reason := self._fault(bodies):
             self._core.outputs.append(TransactionsRefused(token, reason))
             return
-        self.queue.enqueue(token, bodies)
+        self.queue.enqueue(token, bodies, self._core.now_ns + patience_ns)
 
     def report(self, body: bytes) -> None:
         """Queue a transaction of the node itself, for which nobody waits; dropped when there is no room."""

@@ -124,6 +124,13 @@ async def _measure(cluster: Cluster, clients: int, drive: Drive) -> tuple[_Figur
                 await each.session.close()
 
 
+def _spent(cluster: Cluster) -> tuple[float, int]:
+    """Return the processor time of both daemons in seconds, and the height of the chain."""
+    statuses = clusters.statuses(cluster)
+    cpu_s = sum(status["daemon"]["cpu_ms"] for status in statuses) / 1e3
+    return cpu_s, statuses[0]["ledger"]["height"]
+
+
 def run(rate: float | None, clients: int, seconds: float) -> dict[str, Any]:
     """Run the bench: at `rate` requests per second, or with `clients` pairs as fast as they go; return the figures."""
     pairs_expected = seconds * (rate if rate else CLOSED_LOOP_PAIRS_PER_S_MAX) + clients
@@ -138,8 +145,10 @@ def run(rate: float | None, clients: int, seconds: float) -> dict[str, Any]:
             return 8 * status["links"][0]["available_bytes"] * 2 >= target_bits if "links" in status else False
 
         awaited("the link's pool filled", filled)
+        before = _spent(cluster)
         with asyncio.Runner(loop_factory=new_event_loop) as runner:
             figures, elapsed_s = runner.run(_measure(cluster, clients, drive))
+        cpu_s, heights = (after - first for after, first in zip(_spent(cluster), before, strict=True))
     return {
         "rate": rate,
         "clients": clients,
@@ -148,6 +157,8 @@ def run(rate: float | None, clients: int, seconds: float) -> dict[str, Any]:
         "pairs_per_s": round(len(figures.pair_ms) / elapsed_s, 1),
         **percentiles("p{p}_ms", figures.enc_ms, 3),
         **percentiles("pair_p{p}_ms", figures.pair_ms, 3),
+        "cpu_ms_per_pair": round(1e3 * cpu_s / max(1, len(figures.pair_ms)), 3),
+        "heights_per_s": round(heights / elapsed_s, 1),
         "failures": len(figures.failures),
         "first_failure": figures.failures[0] if figures.failures else None,
     }

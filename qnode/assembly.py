@@ -64,6 +64,7 @@ def node_setup(settings: NodeSettings, genesis: Genesis, entropy: Entropy) -> No
             view_timeout_min_ns=int(settings.ledger.view_timeout_s * 1e9),
             finalize_timeout_ns=int(settings.ledger.finalize_timeout_s * 1e9),
         ),
+        delivery_patience_ns=int(settings.ledger.delivery_patience_s * 1e9),
     )
 
 

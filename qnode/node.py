@@ -86,6 +86,13 @@ BLOCKS_PER_REQUEST_MAX: Final = 1000
 PROOF_BLOCKS: Final = 2
 """For so many blocks the proof of an unknown key waits for its record: one is under way, the next has what is here."""
 
+DELIVERY_PATIENCE_NS: Final = 100_000_000
+"""So long the record of a delivery waits for others: at 100 keys a second ten share a block, which costs every node
+milliseconds. The key is out already; nobody waits but who asks for its proof."""
+
+PROOF_WAIT_NS: Final = 2_000_000_000
+"""And for so long at least, twice the most patience that any node may give the records of its deliveries."""
+
 Stored = Mapping[str, list[tuple[bytes, bytes]]]
 
 
@@ -104,6 +111,7 @@ class NodeSetup:
     links: tuple[LinkConfiguration, ...]
     limits: DeliveryLimits
     replica: ReplicaSettings = field(default_factory=ReplicaSettings)
+    delivery_patience_ns: int = DELIVERY_PATIENCE_NS
     devices: DevicePlane | None = None
     may_have_forgotten: bool = False  # whether the disk may hold less than an earlier life synced
     archive: Archive | None = None  # where old blocks are read back from; without one they all stay in memory
@@ -120,6 +128,16 @@ class _Submitter:
     awaited: bytes
     count: int
     arrived_ns: int
+
+
+@dataclass(frozen=True, slots=True)
+class _ProofWaiter:
+    """A request for the proof of a key that no block records yet; given up in a block after both."""
+
+    request_id: int
+    key_id: bytes
+    last_height: int
+    until_ns: int
 
 
 class Node:
@@ -193,7 +211,7 @@ class Node:
         self._records = OwnRecords(self._context, stored)
         self._submitters: dict[int, _Submitter] = {}  # by token, until the submission is admitted
         self._committers: dict[bytes, int] = {}  # last transaction of a submission → request that waits for its block
-        self._proof_waiters: list[tuple[int, bytes, int]] = []  # (request, key ID, last height to wait for it)
+        self._proof_waiters: list[_ProofWaiter] = []
         self.admissions: list[tuple[int, int]] = []
         """What the last step took into the mempool: (transactions, when their frame or request arrived)."""
         self._housekeeping_ns = now_ns + HOUSEKEEPING_NS
@@ -280,7 +298,9 @@ class Node:
     def _submit(self, transactions: tuple[Transaction, ...]) -> None:
         self._tokens += 1
         self._records.submit(self._tokens, transactions)
-        self._tell_replica(ledger_inputs.TransactionsSubmitted(self._tokens, transactions))
+        delivered = all(isinstance(each, KeyDelivered) for each in transactions)
+        patience_ns = self._setup.delivery_patience_ns if delivered else 0
+        self._tell_replica(ledger_inputs.TransactionsSubmitted(self._tokens, transactions, patience_ns))
 
     # ---- peers
 
@@ -425,7 +445,7 @@ class Node:
         if self._proof_waiters:
             waiters, self._proof_waiters = self._proof_waiters, []
             for waiter in waiters:
-                self._prove(*waiter)
+                self._prove(waiter)
 
     def _adopted(self, height: int) -> None:
         """The chain went on by a snapshot: key blocks recorded in what was not executed here become available."""
@@ -502,25 +522,25 @@ class Node:
                 except ValueError:
                     self._context.do(Respond(request_id, RequestError(400, "the key ID is not a UUID")))
                 else:
-                    self._prove(request_id, wanted, self._replica.height + PROOF_BLOCKS)
+                    until_ns = self._context.now_ns + PROOF_WAIT_NS
+                    self._prove(_ProofWaiter(request_id, wanted, self._replica.height + PROOF_BLOCKS, until_ns))
 
-    def _prove(self, request_id: int, key_id: bytes, last_height: int) -> None:
+    def _prove(self, waiter: _ProofWaiter) -> None:
         """Answer with the proof of a delivered key, or wait for the block that makes it possible (S0-B4)."""
-        height = self._replica.height
         answer: DocumentAnswer | RequestError
         try:
-            answer = DocumentAnswer(prove_delivery(self._replica.chain, key_id).document(self._setup.genesis))
+            answer = DocumentAnswer(prove_delivery(self._replica.chain, waiter.key_id).document(self._setup.genesis))
         except NotYetProvable:
-            self._proof_waiters.append((request_id, key_id, last_height))
+            self._proof_waiters.append(waiter)
             return
         except UnknownKey as error:
-            if height < last_height:
-                self._proof_waiters.append((request_id, key_id, last_height))
+            if self._replica.height < waiter.last_height or self._context.now_ns < waiter.until_ns:
+                self._proof_waiters.append(waiter)
                 return
             answer = RequestError(404, f"{error}; was it delivered by this network, and its record committed?")
         except ProofError as error:
             answer = RequestError(503, str(error))
-        self._context.do(Respond(request_id, answer))
+        self._context.do(Respond(waiter.request_id, answer))
 
     def _submit_for(self, request_id: int, request: SubmitTransactions, arrived_ns: int) -> None:
         """Submit a caller's records; he hears when they are admitted, or when the last of them is committed."""

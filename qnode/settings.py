@@ -188,6 +188,13 @@ class LedgerSettings:
     finalize_timeout_s: float = setting(
         "s", "after a quorum of votes, the wait for the commit before speaking again", 0.15, low=0.02, high=10
     )
+    delivery_patience_s: float = setting(
+        "s",
+        "the record of a delivered key waits so long for others: fewer blocks, and a later proof of the key",
+        0.1,
+        low=0,
+        high=1,
+    )
 
     def __post_init__(self) -> None:
         _require(not 0 < self.keep_blocks < 1000, "keep_blocks below 1000 leaves no margin for peers; give 0 or more")

@@ -112,6 +112,29 @@ def test_the_first_goes_at_once_and_the_rest_share() -> None:
     assert submissions.deadline_ns() is None
 
 
+def test_the_patient_wait_for_each_other_and_go_with_whom_has_no_patience() -> None:
+    submissions = Submissions(LIMITS, 100)
+    submissions.enqueue(1, (b"a",), due_ns=5_000)
+    submissions.enqueue(2, (b"b",), due_ns=9_000)
+    assert submissions.deadline_ns() == 5_000 and submissions.take(4_999) is None
+    batch = submissions.take(5_000)
+    assert batch is not None and batch.tokens == (1, 2)
+    submissions.enqueue(3, (b"c",), due_ns=20_000)
+    submissions.enqueue(4, (b"d",), due_ns=6_000)
+    assert submissions.deadline_ns() == 6_000
+    batch = submissions.take(6_000)
+    assert batch is not None and batch.tokens == (3, 4)
+    submissions.enqueue(5, (b"e",), due_ns=6_010)
+    assert submissions.deadline_ns() == 6_100, "the interval between bundles holds for all"
+    assert submissions.take(6_100) is not None and submissions.deadline_ns() is None
+
+
+def test_what_a_full_bundle_left_does_not_wait_again() -> None:
+    submissions = Submissions(LIMITS, 100)
+    submissions.enqueue(1, tuple(bytes([i]) for i in range(6)), due_ns=50_000)
+    assert submissions.take(1_000) is not None and submissions.deadline_ns() == 1_100
+
+
 def test_a_full_bundle_does_not_wait_and_the_token_comes_with_the_last_part() -> None:
     submissions = Submissions(LIMITS, 100)
     submissions.enqueue(1, (b"x",))

@@ -1,6 +1,7 @@
 """The heart: whatever arrives, `step` returns effects and never raises; requests are answered; faults are counted."""
 
 import json
+import uuid
 
 import pytest
 from hypothesis import given, settings
@@ -209,6 +210,23 @@ def test_a_key_is_proved_as_soon_as_it_was_delivered() -> None:
         assert dict(statement.ends) == {"link-1-2": ("node-1", "node-2"), "link-2-3": ("node-2", "node-3")}
         assert statement.security_millibits is not None and statement.security_millibits > 0
         assert key.key.reveal().hex() not in json.dumps(answered.document)
+
+
+def test_records_of_deliveries_share_blocks_and_survive_a_crash_before_them() -> None:
+    net = Cluster(2, [(0, 1)], 1_000_000, 40_000)
+    assert net.run(lambda: net.link_status("node-1", LINK)["available_bytes"] >= 30 * 64, 20)
+    before = node_of(net).state.height
+    keys: list[bytes] = []
+    for _ in range(30):
+        found = net.answer("node-1", GetKeys("sae-1", "sae-2"))
+        assert isinstance(found, KeysAnswer)
+        keys.append(uuid.UUID(found.keys[0].key_id).bytes)
+        net.run(lambda: False, 0.01)
+    assert node_of(net).state.height - before <= 10, "one block in a tenth of a second, not one per key"
+    assert any(node_of(net).state.delivery(key) is None for key in keys), "the newest have not been recorded yet"
+    net.crash("node-1")
+    net.start("node-1")
+    assert net.run(lambda: all(node.state.delivery(key) for node in net.nodes() for key in keys), 20)
 
 
 @pytest.mark.parametrize(("key_id", "status"), [("x", 400), ("00000000-0000-4000-8000-000000000000", 404)])
