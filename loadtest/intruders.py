@@ -15,9 +15,9 @@ from typing import Final
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from loadtest.fleet.launcher import Place
-from qnode.initialise import pair_pem
 from qnode.io.certificates import Authority, Identity
 from qnode.io.certificates import client_context as application_context
+from qnode.layout import pair_pem
 
 CHUNK_SIZE_BYTES: Final = 65_536
 KNOCKING_MAX: Final = 64  # connections of one intruder at once

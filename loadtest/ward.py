@@ -23,9 +23,10 @@ from loadtest.results.records import Topology, TopologyLink, TopologyNode
 from loadtest.scenarios.model import Scenario
 from loadtest.scenarios.topology import Laid, lay
 from qnode.cluster import Cluster
-from qnode.initialise import Address, Plan, initialise
+from qnode.initialise import Plan, initialise
 from qnode.io.certificates import client_context
 from qnode.io.entropy import OperatingSystemEntropy
+from qnode.layout import Address
 
 T = TypeVar("T")
 ASKING_MAX: Final = 32

@@ -26,6 +26,7 @@ COMMANDS: Final = {
     "governance": "qnode.commands.governance:governance",
     "policy": "qnode.commands.policy:policy",
     "node": "qnode.commands.node:node",
+    "ca": "qnode.commands.authority:authority",
     "link": "qnode.commands.link:link",
     "device": "qnode.commands.device:device",
     "mqtt": "qnode.commands.mqtt:mqtt",

@@ -12,7 +12,6 @@ A directory is written whole or not at all, and never over an existing one.
 """
 
 import datetime
-import json
 import os
 import random
 import shutil
@@ -24,7 +23,6 @@ from pathlib import Path
 from typing import Final
 
 from cryptography import x509
-from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 
 from ledger.genesis import HYBRID_VOTES, Genesis, GenesisLink, GenesisNode, GenesisParameters, GenesisSae
@@ -33,6 +31,18 @@ from protocol.entropy import Entropy
 from qnode import topologies
 from qnode.io.certificates import Authority, Identity, PrivateKey
 from qnode.io.configuration import profiles
+from qnode.layout import (
+    Address,
+    Contact,
+    LinkEntry,
+    NodeEntry,
+    api_names,
+    certificate_pem,
+    key_pem,
+    node_toml,
+    write_file,
+    write_pair,
+)
 from qnode.topologies import Topology, TopologyError
 
 PRE_SHARED_SIZE_BYTES: Final = (
@@ -43,20 +53,10 @@ HYBRID_PARAMETERS: Final = GenesisParameters(vote_signatures=HYBRID_VOTES, trans
 SAE_SUFFIXES: Final = ("a", "b")
 # Below Linux's ephemeral range (32768…), so that no outgoing connection takes a port between `init` and `up`.
 PORTS: Final = range(20_000, 32_000)
-API_NAMES: Final = ("localhost", "127.0.0.1", "::1")
 
 
 class InitialiseError(ValueError):
     """The cluster cannot be written; the message says why and what to do."""
-
-
-@dataclass(frozen=True, slots=True)
-class Address:
-    """Where one node listens, for peers and for applications."""
-
-    host: str
-    peer_port: int
-    api_port: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +73,7 @@ class Plan:
     seed: int | None = None
     hybrid_votes: bool = False
     validators: int | None = None  # how many of the first nodes vote; all, up to VALIDATORS_MAX, without
-    addresses: tuple["Address", ...] = ()  # where each node listens; free ports of `host` without
+    addresses: tuple[Address, ...] = ()  # where each node listens; free ports of `host` without
 
 
 def read_topology(name: str, node_count: int | None) -> Topology:
@@ -159,7 +159,8 @@ class _Writer:
         )
         self._file("genesis.json", genesis.to_json().encode(), private=False)
         for n, node_id in enumerate(ids):
-            self._file(f"{node_id}.toml", self._toml(n, contacts[node_id], addresses).encode(), private=False)
+            text = node_toml(self._entry(n, contacts[node_id], addresses))
+            self._file(f"{node_id}.toml", text.encode(), private=False)
         return genesis
 
     def _free_addresses(self, count: int) -> tuple[Address, ...]:
@@ -169,23 +170,20 @@ class _Writer:
         return tuple(Address(host, ports[2 * n], ports[2 * n + 1]) for n in range(count))
 
     def _node(self, node_id: str, seed: bytes, validator: bool) -> GenesisNode:
-        """Return a node's entry in the genesis; on a chain of hybrid votes its seed makes both keys."""
-        classical = Ed25519Signer(seed)
-        if not self._plan.hybrid_votes:
-            return GenesisNode(node_id, classical.public_key, validator)
-        both = HybridSigner(classical, post_quantum_seed(seed)).public_key
-        return GenesisNode(node_id, classical.public_key, validator, both[PUBLIC_KEY_SIZE_BYTES:])
+        """Return a node's entry in the genesis."""
+        classical, post_quantum = public_keys(seed, self._plan.hybrid_votes)
+        return GenesisNode(node_id, classical, validator, post_quantum)
 
     def _identity(self, node_id: str, host: str) -> bytes:
         """Write the identity of a node; returns its seed."""
         key = ed25519.Ed25519PrivateKey.from_private_bytes(self._entropy.take(32))
         public = key.public_key()
-        self._file(f"{node_id}/identity.key", _key_pem(key), private=True)
+        self._file(f"{node_id}/identity.key", key_pem(key), private=True)
         peer = self._authority.issue(Identity("node", node_id), public, self._now)
-        self._file(f"{node_id}/peer.crt", _certificate_pem(peer), private=False)
-        self._file(f"{node_id}/ca.crt", _certificate_pem(self._authority.certificate), private=False)
+        self._file(f"{node_id}/peer.crt", certificate_pem(peer), private=False)
+        self._file(f"{node_id}/ca.crt", certificate_pem(self._authority.certificate), private=False)
         api_key = ec.generate_private_key(ec.SECP256R1())
-        names = tuple(dict.fromkeys((*API_NAMES, host, node_id, *self._plan.server_names)))
+        names = api_names(node_id, host, self._plan.server_names)
         api = self._authority.issue(Identity("node", node_id), api_key.public_key(), self._now, server_names=names)
         self._pair(f"{node_id}/api", api, api_key)
         return key.private_bytes_raw()
@@ -200,55 +198,36 @@ class _Writer:
             for end in (link.transmitter, link.receiver):
                 self._file(f"{end}/{link.link_id}.psk", secret, private=True)
 
-    def _toml(self, n: int, contacts: Sequence[str], addresses: Sequence[Address]) -> str:
-        """Return one node's configuration."""
-        plan, node_id = self._plan, self._plan.topology.node_ids[n]
-        text = json.dumps  # a TOML basic string has the escapes of a JSON string
-        lines = [
-            f"# Node {node_id} of chain {plan.chain_id}. Every key is explained in docs/configuration.md.",
-            "# Paths are relative to this file.",
-            f"node_id = {text(node_id)}",
-            'genesis = "genesis.json"',
-            f"state_directory = {text(f'{node_id}/state')}",
-            f"identity_key = {text(f'{node_id}/identity.key')}",
-            f"log_level = {text(plan.log_level)}",
-            *([f"seed = {plan.seed + n}"] if plan.seed is not None else []),
-            "",
-            "[peer_to_peer]",
-            f"listen_host = {text(addresses[n].host)}",
-            f"listen_port = {addresses[n].peer_port}",
-            f"ca = {text(f'{node_id}/ca.crt')}",
-            f"certificate = {text(f'{node_id}/peer.crt')}",
-            "",
-            "[api]",
-            f"listen_host = {text(addresses[n].host)}",
-            f"listen_port = {addresses[n].api_port}",
-            f"ca = {text(f'{node_id}/ca.crt')}",
-            f"certificate = {text(f'{node_id}/api.crt')}",
-            f"key = {text(f'{node_id}/api.key')}",
-        ]
-        for link in plan.topology.links:
-            if node_id in (link.transmitter, link.receiver):
-                lines += ["", f"[link.{text(link.link_id)}]  # {link.transmitter} → {link.receiver}"]
-                lines += [f"profile = {text(link.profile or plan.profile)}"]
-                lines += [f"pre_shared_secret = {text(f'{node_id}/{link.link_id}.psk')}"]
-        index = {each: at for at, each in enumerate(plan.topology.node_ids)}
-        for peer in contacts:
-            there = addresses[index[peer]]
-            lines += ["", "[[peers]]", f"node_id = {text(peer)}", f"host = {text(there.host)}"]
-            lines += [f"port = {there.peer_port}"]
-        return "\n".join(lines) + "\n"
+    def _entry(self, n: int, contacts: Sequence[str], addresses: Sequence[Address]) -> NodeEntry:
+        plan, ids = self._plan, self._plan.topology.node_ids
+        index = {each: at for at, each in enumerate(ids)}
+        return NodeEntry(
+            chain_id=plan.chain_id,
+            node_id=ids[n],
+            address=addresses[n],
+            contacts=[Contact(x, addresses[index[x]].host, addresses[index[x]].peer_port) for x in contacts],
+            links=[
+                LinkEntry(link.link_id, link.transmitter, link.receiver, link.profile or plan.profile)
+                for link in plan.topology.links
+                if ids[n] in (link.transmitter, link.receiver)
+            ],
+            log_level=plan.log_level,
+            seed=None if plan.seed is None else plan.seed + n,
+        )
 
     def _pair(self, stem: str, certificate: x509.Certificate, key: PrivateKey) -> None:
-        self._file(f"{stem}.crt", _certificate_pem(certificate), private=False)
-        self._file(f"{stem}.key", _key_pem(key), private=True)
+        write_pair(self._root, stem, certificate, key)
 
     def _file(self, name: str, content: bytes, *, private: bool) -> None:
-        path = self._root / name
-        path.parent.mkdir(mode=0o700, exist_ok=True)
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600 if private else 0o644)
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(content)
+        write_file(self._root, name, content, private=private)
+
+
+def public_keys(seed: bytes, hybrid_votes: bool) -> tuple[bytes, bytes]:
+    """Return the Ed25519 key of an identity and, on a chain of hybrid votes, the ML-DSA-65 key of the same seed."""
+    classical = Ed25519Signer(seed)
+    if not hybrid_votes:
+        return classical.public_key, b""
+    return classical.public_key, HybridSigner(classical, post_quantum_seed(seed)).public_key[PUBLIC_KEY_SIZE_BYTES:]
 
 
 def sae_ids(node_id: str) -> tuple[str, ...]:
@@ -289,18 +268,3 @@ def _is_free(host: str, port: int) -> bool:
         except OSError:
             return False
     return True
-
-
-def _key_pem(key: PrivateKey) -> bytes:
-    return key.private_bytes(
-        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-    )
-
-
-def _certificate_pem(certificate: x509.Certificate) -> bytes:
-    return certificate.public_bytes(serialization.Encoding.PEM)
-
-
-def pair_pem(certificate: x509.Certificate, key: PrivateKey) -> tuple[bytes, bytes]:
-    """Return a certificate and its private key as the files that TLS wants."""
-    return _certificate_pem(certificate), _key_pem(key)

@@ -22,7 +22,7 @@ IMPURE = {
 # The daemon's shell; every other module of qnode is pure. A new module is pure unless it is named here.
 SHELL = {
     *("__main__", "assembly", "cli", "client", "cluster", "commands", "daemon", "demo", "driver", "initialise"),
-    *("telemetry", "io", "api"),
+    *("telemetry", "io", "api", "joining", "layout"),
 }
 # The pure half of a device's process; the rest of qnode/device is its shell.
 DEVICE_CORE = {"agent", "energy"}

@@ -1,4 +1,4 @@
-"""`qnode ledger show|verify`; `prove` and `check` join from `qnode.commands.proof`."""
+"""`qnode ledger show|validators|verify`; `prove` and `check` join from `qnode.commands.proof`."""
 
 import asyncio
 import datetime
@@ -23,6 +23,7 @@ def ledger() -> None:
     \b
     Examples:
       qnode ledger show --cluster demo --from 1 --count 10
+      qnode ledger validators --cluster demo
       qnode ledger verify --cluster demo
       qnode ledger prove KEY_ID --cluster demo > proof.json
       qnode ledger check proof.json --genesis demo/genesis.json
@@ -43,13 +44,14 @@ def show(directory: Path, node_id: str | None, first_height: int | None, count: 
     """Show committed blocks and their records."""
     found = Cluster.open(directory)
     member = found.members[0] if node_id is None else found.member(node_id)
+    status = member.client(OPERATOR).call("GET", "/admin/v1/status")["ledger"]
     if first_height is None:
-        height = member.client(OPERATOR).call("GET", "/admin/v1/status")["ledger"]["height"]
-        first_height = max(1, height - count + 1)
+        first_height = max(1, status["height"] - count + 1)
     blocks = _blocks(member, first_height, count)
     if as_json:
         print_json({"blocks": blocks})
         return
+    click.echo(_standing(status))
     print_table(
         ("height", "time (UTC)", "block", "view", "signers", "records"),
         [
@@ -64,6 +66,51 @@ def show(directory: Path, node_id: str | None, first_height: int | None, count: 
             for block in blocks
         ],
     )
+
+
+def _standing(status: dict[str, Any]) -> str:
+    """Say in a line or two how a chain stands: its version, who votes, who may not, and what is kept of it."""
+    parts = [f"chain {status['chain_id']}, version {status['version']}, height {status['height']:,}"]
+    if status["floor"] > 1:
+        parts.append(f"blocks kept from {status['floor']:,} on")
+    parts.append(f"{len(status['validators'])} validators: {', '.join(status['validators'])}")
+    parts += [f"{name}: {', '.join(status[name])}" for name in ("suspended", "revoked") if status[name]]
+    if status["upgrade_needed"]:
+        parts.append(f"upgrade needed: {status['upgrade_needed']}")
+    return "; ".join(parts)
+
+
+@ledger.command()
+@cluster_option
+@click.option("--node", "node_id", help="Ask this node; the first of the cluster without it.")
+@json_option
+def validators(directory: Path, node_id: str | None, as_json: bool) -> None:
+    """Show who votes for the next block, who may be chosen to, and who may not."""
+    found = Cluster.open(directory)
+    client = (found.members[0] if node_id is None else found.member(node_id)).client(OPERATOR)
+    status = client.call("GET", "/admin/v1/status")["ledger"]
+    electorate = client.call("GET", "/admin/v1/governance")["electorate"]
+    names = [node.node_id for node in found.genesis.nodes]
+    names += [member.settings.node_id for member in found.members]
+    names += [*electorate, *status["validators"], *status["suspended"], *status["revoked"]]
+    nodes = [{"node_id": name, "standing": _role(name, status, electorate)} for name in dict.fromkeys(names)]
+    if as_json:
+        named = ("chain_id", "height", "version", "upgrade_needed", "floor", "validators", "suspended", "revoked")
+        print_json({**{name: status[name] for name in named}, "electorate": electorate, "nodes": nodes})
+        return
+    click.echo(_standing(status))
+    print_table(("node", "standing"), [(each["node_id"], each["standing"]) for each in nodes])
+
+
+def _role(name: str, status: dict[str, Any], electorate: Sequence[str]) -> str:
+    """Return a node's part; the committee that votes follows a decision two heights later."""
+    if name in status["revoked"]:
+        return "removed"
+    if name in status["suspended"]:
+        return "suspended"
+    if name in status["validators"]:
+        return "votes" if name in electorate else "votes for the last time"
+    return "may be chosen to vote" if name in electorate else "follows, or is not admitted yet"
 
 
 def _blocks(member: Member, first_height: int, count: int) -> list[dict[str, Any]]:

@@ -17,7 +17,7 @@ from typing import Any, Final, Literal, Self
 from urllib.parse import quote, unquote
 
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
@@ -101,6 +101,45 @@ class Authority:
         ):
             builder = builder.add_extension(extension, critical=critical)
         return builder.sign(self.key, hashes.SHA256())
+
+
+def request_certificate(
+    identity: Identity, key: PrivateKey, server_names: Sequence[str] = ()
+) -> x509.CertificateSigningRequest:
+    """Ask for a certificate (PKCS #10) as `issue` makes it: of a node's identity, or with `server_names` of its API."""
+    alternatives = [x509.UniformResourceIdentifier(identity.uri), *(_alternative(name) for name in server_names)]
+    common_name = x509.NameAttribute(NameOID.COMMON_NAME, identity.name[:_COMMON_NAME_LENGTH_MAX])
+    builder = x509.CertificateSigningRequestBuilder().subject_name(x509.Name([common_name]))
+    builder = builder.add_extension(x509.SubjectAlternativeName(alternatives), critical=False)
+    if isinstance(key, ed25519.Ed25519PrivateKey):
+        return builder.sign(key, None)
+    return builder.sign(key, hashes.SHA256())
+
+
+def issue_requested(authority: Authority, pem: bytes, now: datetime.datetime) -> x509.Certificate:
+    """Issue what a node asks for. An Ed25519 key is an identity, a P-256 key with names serves an API; nothing else is.
+
+    A request for an application's or operator's certificate is refused: whoever signs means to let a node in.
+    Raises CertificateError.
+    """
+    try:
+        request = x509.load_pem_x509_csr(pem)
+        names = request.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+        genuine, key = request.is_signature_valid, request.public_key()
+    except (ValueError, x509.ExtensionNotFound, UnsupportedAlgorithm):
+        raise CertificateError("not a certificate request of `qnode node new`") from None
+    if not genuine:
+        raise CertificateError("the request is not signed by its own key; make it again")
+    uris = names.get_values_for_type(x509.UniformResourceIdentifier)
+    identity = _identity_from_uri(uris[0]) if len(uris) == 1 and uris[0].startswith(_URI_PREFIX) else None
+    if identity is None or identity.kind != "node":
+        raise CertificateError("the request does not name one node; `qnode node new` makes it so")
+    servers = [*names.get_values_for_type(x509.DNSName), *map(str, names.get_values_for_type(x509.IPAddress))]
+    identifies = isinstance(key, ed25519.Ed25519PublicKey) and not servers
+    serves = isinstance(key, ec.EllipticCurvePublicKey) and bool(servers)
+    if not isinstance(key, ed25519.Ed25519PublicKey | ec.EllipticCurvePublicKey) or not (identifies or serves):
+        raise CertificateError("an identity is an Ed25519 key without server names, an API's a P-256 key with some")
+    return authority.issue(identity, key, now, server_names=servers)
 
 
 def identity_of(peer_certificate: Mapping[str, Any] | None) -> Identity | None:
