@@ -21,7 +21,7 @@ from qnode.io.configuration import read_file
 from qnode.io.identities import load_identities
 from qnode.links import LinkConfiguration
 from qnode.node import NodeSetup
-from qnode.settings import LinkSettings, NodeSettings, SettingsError
+from qnode.settings import LinkSettings, NodeSettings, PoolSettings, SettingsError
 
 PRE_SHARED_BYTES_MIN = 4096
 """Below this the first two or three sessions would use the secret up before the link makes its own."""
@@ -48,7 +48,7 @@ def node_setup(settings: NodeSettings, genesis: Genesis, entropy: Entropy) -> No
         entropy=entropy,
         jitter=random.Random(secrets.randbits(64)),
         physics=_physics(settings.seed),
-        links=tuple(_link(link, settings.link(link.link_id), pool.target_bits) for link in joined),
+        links=tuple(_link(link, settings.link(link.link_id), pool) for link in joined),
         limits=DeliveryLimits(
             default_key_size_bits=pool.default_key_size_bits,
             min_key_size_bits=pool.min_key_size_bits,
@@ -87,7 +87,7 @@ def _identity_seed(settings: NodeSettings, genesis: Genesis) -> bytes:
     return key.private_bytes_raw()
 
 
-def _link(link: GenesisLink, settings: LinkSettings, pool_target_bits: int) -> LinkConfiguration:
+def _link(link: GenesisLink, settings: LinkSettings, pool: PoolSettings) -> LinkConfiguration:
     try:
         parameters = LinkParameters.from_mapping(settings.physics)
         session = SessionParameters.from_mapping(settings.distillation)
@@ -105,7 +105,8 @@ def _link(link: GenesisLink, settings: LinkSettings, pool_target_bits: int) -> L
         parameters=parameters,
         session=session,
         block_pulses=settings.block_pulses,
-        pool_target_bits=pool_target_bits,
+        pool_target_bits=pool.target_bits,
+        probe_interval_ns=int(1e9 * pool.probe_interval_s),
         pre_shared_secret=secret,
     )
 

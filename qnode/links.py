@@ -63,9 +63,6 @@ ATTACKED_RETRY_NS: Final = 1_500_000_000
 """Between blocks of an attacked link: each costs a few hundred bytes of authentication key, so 32 KiB last for minutes
 of attack, and the end of the attack is noticed within seconds."""
 
-PROBE_INTERVAL_NS: Final = 10_000_000_000
-"""A link whose pool is full still measures its error rate this often."""
-
 OPENING_BYTES_MAX: Final = 1024
 """A sealed first message of either end. A false one costs no key, so that nobody can burn a stream by guessing; the
 short bound keeps each guess at its tag below 2^−96 (SPEC 3.5)."""
@@ -98,6 +95,7 @@ class LinkConfiguration:
     block_pulses: int
     pool_target_bits: int
     pre_shared_secret: bytes = field(repr=False)
+    probe_interval_ns: int = 10_000_000_000  # a link whose pool is full still measures its error rate this often
 
 
 @dataclass(slots=True)
@@ -382,7 +380,7 @@ class Link:
         )
         running = self._begin(session, number, nonce, send_start, self._receive.position)
         interval_ns = int(1e9 * configuration.block_pulses / configuration.parameters.source.pulse_rate_hz)
-        self._next_start_ns = context.now_ns + (PROBE_INTERVAL_NS if probe else interval_ns)
+        self._next_start_ns = context.now_ns + (configuration.probe_interval_ns if probe else interval_ns)
         self._enqueue(running, session.start)
 
     def _session_parameters(self) -> SessionParameters:

@@ -143,6 +143,13 @@ class PoolSettings:
         low=4096,
         high=1 << 33,
     )
+    probe_interval_s: float = setting(
+        "s",
+        "a link with so much key still measures its error rate this often: an eavesdropper is noticed within it",
+        10.0,
+        low=1.0,
+        high=3600,
+    )
 
     def __post_init__(self) -> None:
         for field in ("default_key_size_bits", "min_key_size_bits", "max_key_size_bits"):
