@@ -38,6 +38,10 @@ CHUNK_BYTES: Final = 1024
 HELD_KEYS_MAX: Final = 100_000
 """Keys waiting for applications at one node (about 30 MB): beyond it new transfers are refused, nothing is dropped."""
 
+RESERVE_BYTES: Final = 1024
+"""So far the stored mark of a node's own half runs ahead of use: sixteen keys of 256 bits wait for one sync instead of
+sixteen, and a restart burns at most that much key of a link."""
+
 TRANSMITTER: Final = 0
 RECEIVER: Final = 1
 
@@ -57,11 +61,15 @@ def _split_block_key(key: bytes) -> tuple[str, int]:
 
 @dataclass(slots=True)
 class _Half:
-    """One half of a block: bytes [start, start + size) of it; bytes below `mark` are used and overwritten."""
+    """One half of a block: bytes [start, start + size) of it; bytes below `mark` are used and overwritten.
+
+    After a crash everything below `stored_mark` counts as used.
+    """
 
     start: int
     bits: bytearray
     mark: int
+    stored_mark: int
 
     @property
     def end(self) -> int:
@@ -73,10 +81,10 @@ class _Half:
 
     def take(self, offset: int, size_bytes: int) -> bytes:
         """Return bytes [offset, offset + size) and overwrite everything below their end: skipped bytes are burned."""
-        low = offset - self.start
+        low, first = offset - self.start, self.mark - self.start
         taken = bytes(self.bits[low : low + size_bytes])
         done = low + size_bytes
-        self.bits[:done] = bytes(done)
+        self.bits[first:done] = bytes(done - first)
         self.mark = offset + size_bytes
         return taken
 
@@ -150,8 +158,8 @@ class KeyStore:
         key = pending.key.reveal()
         middle = len(key) // 2
         halves = (
-            _Half(0, bytearray(key[:middle]), 0),
-            _Half(middle, bytearray(key[middle:]), middle),
+            _Half(0, bytearray(key[:middle]), 0, 0),
+            _Half(middle, bytearray(key[middle:]), middle, middle),
         )
         self._pools[link_id].blocks[block_number] = halves
         writes: list[Write] = [Delete(PENDING_TABLE, block_key(link_id, block_number))]
@@ -193,25 +201,28 @@ class KeyStore:
     ) -> tuple[tuple[Region, ...], bytes, list[Write]] | None:
         """Take `size_bytes` from this node's half of a link's blocks, oldest first; None if there is not that much.
 
-        Blocks whose number is not `allowed` are passed over, and stay for others.
+        Blocks whose number is not `allowed` are passed over, and stay for others. No writes mean that what is taken
+        counts as used already: the stored mark runs ahead by RESERVE_BYTES, so that most requests wait for no sync.
         """
         pool = self._pools[link_id]
-        blocks = [(n, halves) for n, halves in pool.blocks.items() if allowed is None or allowed(n)]
-        if sum(halves[pool.own_half].available_bytes for _, halves in blocks) < size_bytes:
-            return None
         regions: list[Region] = []
+        missing_bytes = size_bytes
+        for number, halves in pool.blocks.items():
+            half = halves[pool.own_half]
+            size = min(half.available_bytes, missing_bytes)
+            if size > 0 and (allowed is None or allowed(number)):
+                regions.append((link_id, number, half.mark, size))
+                missing_bytes -= size
+            if not missing_bytes:
+                break
+        if missing_bytes:
+            return None
         taken = bytearray()
         writes: list[Write] = []
-        for number, halves in blocks:
-            half = halves[pool.own_half]
-            size = min(half.available_bytes, size_bytes - len(taken))
-            if size > 0:
-                offset = half.mark
-                regions.append((link_id, number, offset, size))
-                taken += half.take(offset, size)
-                writes += self._use(link_id, number, offset)
-            if len(taken) == size_bytes:
-                break
+        for _, number, offset, size in regions:
+            half = pool.blocks[number][pool.own_half]
+            taken += half.take(offset, size)
+            writes += self._use(link_id, number, half, RESERVE_BYTES)
         return tuple(regions), bytes(taken), writes
 
     def take_peers(self, link_id: str, regions: Sequence[Region]) -> tuple[bytes, list[Write]] | str:
@@ -231,9 +242,8 @@ class KeyStore:
         writes: list[Write] = []
         for _, number, offset, size in regions:
             half = pool.blocks[number][1 - pool.own_half]
-            before = half.mark
             taken += half.take(offset, size)
-            writes += self._use(link_id, number, before)
+            writes += self._use(link_id, number, half, 0)  # what it makes is stored by the same sync
         return bytes(taken), writes
 
     def destroy_block(self, link_id: str, block_number: int) -> tuple[int, list[Write]]:
@@ -301,16 +311,21 @@ class KeyStore:
 
     # ---- storage
 
-    def _use(self, link_id: str, block_number: int, before: int) -> list[Write]:
-        """Writes for a mark that moved on from `before`: the new mark, chunks that are used up, a block that is."""
+    def _use(self, link_id: str, block_number: int, half: _Half, ahead_bytes: int) -> list[Write]:
+        """Writes for a mark that moved on, if the stored one is behind it: mark, used chunks, a block used up.
+
+        The stored mark never runs ahead over the last byte: a block without key is always known to have none.
+        """
+        if half.mark <= half.stored_mark:
+            return []
+        former, half.stored_mark = half.stored_mark, max(half.mark, min(half.mark + ahead_bytes, half.end - 1))
+        first = half.start + (former - half.start) // CHUNK_BYTES * CHUNK_BYTES
+        writes: list[Write] = [
+            Delete(CHUNK_TABLE, _chunk_key(link_id, block_number, start))
+            for start in range(first, half.stored_mark, CHUNK_BYTES)
+            if min(start + CHUNK_BYTES, half.end) <= half.stored_mark
+        ]
         halves = self._pools[link_id].blocks[block_number]
-        writes: list[Write] = []
-        for half in halves:
-            if half.start <= before < half.end:
-                first = half.start + (before - half.start) // CHUNK_BYTES * CHUNK_BYTES
-                for start in range(first, half.end, CHUNK_BYTES):
-                    if min(start + CHUNK_BYTES, half.end) <= half.mark:
-                        writes.append(Delete(CHUNK_TABLE, _chunk_key(link_id, block_number, start)))
         if all(half.available_bytes == 0 for half in halves):
             del self._pools[link_id].blocks[block_number]
             writes.append(Delete(MARK_TABLE, block_key(link_id, block_number)))
@@ -320,7 +335,7 @@ class KeyStore:
 
     def _mark_write(self, link_id: str, block_number: int) -> Put:
         first, second = self._pools[link_id].blocks[block_number]
-        value = msgpack.packb([first.mark, second.start, second.mark, second.end])
+        value = msgpack.packb([first.stored_mark, second.start, second.stored_mark, second.end])
         return Put(MARK_TABLE, block_key(link_id, block_number), value)
 
     def _held_write(self, held: HeldKey) -> Put:
@@ -359,8 +374,8 @@ class KeyStore:
             whole[:first_mark] = bytes(first_mark)
             whole[middle:second_mark] = bytes(second_mark - middle)
             self._pools[link_id].blocks[number] = (
-                _Half(0, whole[:middle], first_mark),
-                _Half(middle, whole[middle:], second_mark),
+                _Half(0, whole[:middle], first_mark, first_mark),
+                _Half(middle, whole[middle:], second_mark, second_mark),
             )
         for key, value in stored.get(HELD_TABLE, ()):
             secret, master, waiting, expires = msgpack.unpackb(self._vault.open(HELD_TABLE, key, value))

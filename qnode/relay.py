@@ -199,7 +199,7 @@ class Relay:
             link = state.link(link_id)
             if self._rules.is_usable(link) and link_id not in excluded:
                 usable.append(link_id)
-        return max(usable, key=self._keys.available_bytes, default=None)
+        return max(usable, key=self._keys.available_bytes) if len(usable) > 1 else next(iter(usable), None)
 
     def _send_transfer(self, peer: str, message: KeyTransfer, tag_key: bytes) -> None:
         tag = Poly1305.generate_tag(tag_key, _tagged_bytes(message))

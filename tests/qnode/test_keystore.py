@@ -18,6 +18,7 @@ from qnode.keystore import (
     HELD_TABLE,
     PENDING_TABLE,
     RECEIVER,
+    RESERVE_BYTES,
     TABLES,
     TRANSMITTER,
     HeldKey,
@@ -468,3 +469,38 @@ def test_records_do_not_show_their_key() -> None:
     for thing in things:
         assert "redacted" in repr(thing)
         assert repr(thing.key.reveal())[2:14] not in repr(thing)
+
+
+def test_the_stored_mark_runs_ahead_so_that_most_requests_wait_for_no_sync() -> None:
+    machine = ready()
+    syncs = 0
+    for _ in range(30):
+        reserved = machine.store.reserve(LINK, 64)
+        assert reserved is not None
+        machine.now(reserved[2])
+        syncs += bool(reserved[2])
+    assert syncs == 2, "once per 17 keys: the one that asks, and sixteen ahead of it"
+    before = machine.store.available_bytes(LINK)
+    machine.restart()
+    assert before - RESERVE_BYTES <= machine.store.available_bytes(LINK) < before
+    reserved = machine.store.reserve(LINK, 64)
+    assert reserved is not None and reserved[0][0][2] >= 30 * 64, "nothing comes back"
+
+
+@pytest.mark.parametrize("size", [1, 500, 1024, 2000, 2499])
+def test_a_block_whose_last_key_is_taken_leaves_nothing_on_the_disk(size: int) -> None:
+    """Also when the end before was stored as used ahead of use, and after a restart in between."""
+    machine = ready()
+    for first in (size, None):
+        amount = machine.store.available_bytes(LINK) if first is None else first
+        reserved = machine.store.reserve(LINK, amount)
+        assert reserved is not None
+        machine.now(reserved[2])
+        taken = machine.store.take_peers(
+            LINK, [(LINK, 0, 2500 if first else 2500 + size, size if first else 2500 - size)]
+        )
+        assert not isinstance(taken, str)
+        machine.now(taken[1])
+        machine.restart()
+    assert not machine.disk[CHUNK_TABLE] and not machine.disk[keystore.MARK_TABLE]
+    assert machine.store.available_blocks() == []

@@ -59,7 +59,7 @@ def test_a_reservation_that_is_not_made_ahead_of_use_is_noticed(monkeypatch: pyt
 
 
 def test_used_key_whose_mark_is_not_stored_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
-    def without_mark(self: KeyStore, link_id: str, block_number: int, before: int) -> list[Any]:
+    def without_mark(*_: object) -> list[Any]:
         return []
 
     monkeypatch.setattr(KeyStore, "_use", without_mark)

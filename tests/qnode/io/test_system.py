@@ -13,7 +13,7 @@ import pytest
 
 from qnode.io import clock, entropy, pidfile
 from qnode.io.clock import ClockError, SystemClock
-from qnode.io.entropy import EntropyFailure, node_entropy
+from qnode.io.entropy import EntropyFailure, OperatingSystemEntropy, node_entropy
 from qnode.io.jobs import Jobs
 
 
@@ -43,7 +43,7 @@ def test_healthy_randomness_passes_and_sick_randomness_stops(kind: str, monkeypa
     assert len(source.take(100_000)) == 100_000
     monkeypatch.setattr(entropy.os, "urandom", lambda size: bytes(size))
     with pytest.raises(EntropyFailure):
-        for _ in range(20):  # a stuck source is found across draws, too
+        for _ in range(300):  # a stuck source is found across draws, too, once what was drawn before is used up
             source.take(4)
     monkeypatch.undo()
     with pytest.raises(EntropyFailure):  # and stays stopped, however well it looks later
@@ -120,3 +120,29 @@ def test_the_pid_file_names_a_living_daemon_only(tmp_path: Path, end: signal.Sig
     child.wait()
     with pidfile.PidFile(state):
         assert pidfile.running_process(state) == os.getpid()
+
+
+def test_small_draws_share_a_tested_draw_and_no_byte_is_given_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[bytes] = []
+    draw = os.urandom
+
+    def counted(size_bytes: int) -> bytes:
+        drawn.append(draw(size_bytes))
+        return drawn[-1]
+
+    monkeypatch.setattr(entropy.os, "urandom", counted)
+    source = OperatingSystemEntropy()
+    taken = [source.take(size) for size in (16, 32, 16, 1, 24, 200, 5000) * 20]
+    assert [len(each) for each in taken] == [16, 32, 16, 1, 24, 200, 5000] * 20
+    assert len(drawn) == 20 + 7, "one for each large one; a pool of 1,024 bytes serves three times 289"
+    longer = [each for each in taken if len(each) >= 16]
+    assert len(set(longer)) == len(longer)
+    assert all(sum(piece in whole for whole in drawn) == 1 for piece in longer)
+
+
+def test_a_fork_draws_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    source = OperatingSystemEntropy()
+    source.take(16)
+    pool = bytes(source._pool)
+    monkeypatch.setattr(entropy.os, "getpid", lambda: -1)
+    assert source.take(16) not in pool
