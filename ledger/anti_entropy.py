@@ -1,8 +1,9 @@
-"""Neighbours kept equal: statuses out, gaps filled, committed blocks asked for and given (SPEC rule 8, 6.2, 6.3).
+"""Neighbours kept equal: decisions told, statuses out, gaps filled, blocks asked for and given (SPEC 6.2, 6.3, 6.6).
 
 Whether a received block is valid is decided by the replica that appends it.
 """
 
+from ledger.block import Block
 from ledger.catch_up import CatchUp
 from ledger.core import Core
 from ledger.messages import (
@@ -10,12 +11,14 @@ from ledger.messages import (
     BlocksWanted,
     BundleMessage,
     CertificatesMessage,
+    Committed,
     ProposalMessage,
     StatementMessage,
     Status,
 )
 from ledger.snapshot_sync import SnapshotSync
 from ledger.sync import gap_of, make_status
+from ledger.votes import Certificate
 
 
 class AntiEntropy:
@@ -27,6 +30,35 @@ class AntiEntropy:
         self.deadline_ns: int | None = None
         self._core = core
         self._answered_ns: dict[str, int] = {}
+        self._informed: set[str] = set()  # neighbours who told of the decision about the height in progress
+
+    # ---- decisions
+
+    def on_committed(self, peer: str) -> None:
+        """Take note of who told of the decision, so that it is not told back."""
+        self._informed.add(peer)
+
+    def tell_decision(self, block: Block, certificate: Certificate) -> None:
+        """Tell it to the neighbours that are no hubs and are not known to have it.
+
+        The certificate may hold this node's own statement of this step, which must not leave before it is durable.
+        """
+        core, validators = self._core, self._core.consensus.validators
+        peers = [
+            peer
+            for peer in core.overlay.peers
+            if peer not in self._informed
+            and not core.overlay.is_hub(peer, validators)
+            and self.catch_up.height_of(peer) < block.height
+        ]
+        message = Committed(block.header, tuple(bundle.digest for bundle in block.bundles), certificate)
+        core.send_to_all(peers, message, urgent=True, after_sync=core.node_id in validators.indices)
+
+    def forget_height(self) -> None:
+        """Start on the next height."""
+        self._informed.clear()
+
+    # ---- statuses
 
     def status(self) -> Status:
         """Return this node's status."""
@@ -79,6 +111,8 @@ class AntiEntropy:
     def push_gap(self, peer: str, status: Status) -> None:
         """Send certificates, proposals and statements of this height that a neighbour lacks."""
         core = self._core
+        if self._waits_for_decision(peer):
+            return
         gap = gap_of(core.consensus, status)
         if gap.certificates:
             core.send(peer, CertificatesMessage(gap.certificates), urgent=True, after_sync=True)
@@ -88,6 +122,12 @@ class AntiEntropy:
             core.send(peer, message, urgent=True, after_sync=True)
         for statement in gap.statements:
             core.send(peer, StatementMessage(statement), urgent=True, after_sync=True)
+
+    def _waits_for_decision(self, peer: str) -> bool:
+        """Whether all goes well and a neighbour that does not vote will be told the outcome at once."""
+        core, consensus = self._core, self._core.consensus
+        goes_well = consensus.view == 0 and consensus.commit is None and core.is_hub
+        return goes_well and peer not in consensus.validators.indices
 
     def push_bundles(self, peer: str, status: Status) -> None:
         """Send waiting bundles after those that a neighbour holds, within the byte budget."""

@@ -3,9 +3,10 @@
 A bundle's signature is checked once, here; a proposal names its bundles by digest (SPEC 3.2, 3.3, 6.4).
 """
 
-from ledger.block import Block
+from dataclasses import dataclass
+
+from ledger.block import Block, Header
 from ledger.bundle import Bundle
-from ledger.consensus import Proposal
 from ledger.core import BODY_TABLE, Core
 from ledger.encoding import integer_key
 from ledger.messages import (
@@ -18,19 +19,30 @@ from ledger.messages import (
 )
 
 
+@dataclass(frozen=True, slots=True)
+class Outline:
+    """A block without its bundles, and the neighbour who told of it."""
+
+    header: Header
+    bundle_digests: tuple[bytes, ...]
+    told_by: str
+
+
 class Bodies:
     """What is at hand for the blocks of the height in progress."""
 
     def __init__(self, core: Core) -> None:
         self._core = core
-        self.forget_height()
+        self._committed: dict[bytes, Bundle] = {}
+        self.forget_height(())
 
-    def forget_height(self) -> None:
-        """Start on the next height."""
+    def forget_height(self, committed: tuple[Bundle, ...]) -> None:
+        """Start on the next height; the bundles of the last stay here for neighbours who have yet to execute it."""
+        self._committed = {bundle.digest: bundle for bundle in committed}
         self.stored: set[bytes] = set()
         self._fetched: dict[bytes, Bundle] = {}
         self._wanted: set[bytes] = set()
-        self._proposed_by: dict[bytes, str] = {}
+        self._outlines: dict[bytes, Outline] = {}
 
     # ---- bundles
 
@@ -57,8 +69,8 @@ class Bodies:
         if wanted:
             self._fetched[bundle.digest] = bundle
             self._wanted.discard(bundle.digest)
-            for proposal in list(core.consensus.proposals.values()):
-                self.assemble(proposal)
+            for block in self._outlines:
+                self.assemble(block)
 
     def _is_signed(self, bundle: Bundle) -> bool:
         core = self._core
@@ -84,21 +96,22 @@ class Bodies:
 
     # ---- putting blocks together
 
-    def on_proposal(self, peer: str, proposal: Proposal) -> None:
-        """Remember who sent a proposal, and make its block if its bundles are here."""
-        self._proposed_by.setdefault(proposal.statement.block, peer)
-        self.assemble(proposal)
+    def on_outline(self, peer: str, header: Header, bundle_digests: tuple[bytes, ...]) -> None:
+        """Remember what a verified proposal or decision says of a block; make the block if its bundles are here."""
+        self._outlines.setdefault(header.digest, Outline(header, bundle_digests, peer))
+        self.assemble(header.digest)
 
-    def assemble(self, proposal: Proposal) -> bool:
-        """Make the block of a proposal from the bundles at hand; False while some are missing."""
+    def assemble(self, block: bytes) -> bool:
+        """Make an outlined block from the bundles at hand; False while some are missing."""
         consensus = self._core.consensus
-        if proposal.statement.block in consensus.bodies:
+        if block in consensus.bodies:
             return True
-        bundles = [self._bundle(digest) for digest in proposal.bundle_digests]
+        outline = self._outlines[block]
+        bundles = [self._bundle(digest) for digest in outline.bundle_digests]
         complete = tuple(bundle for bundle in bundles if bundle is not None)
         if len(complete) < len(bundles):
             return False
-        consensus.on_body(Block(proposal.header, complete))
+        consensus.on_body(Block(outline.header, complete))
         return True
 
     def store(self, block: Block) -> None:
@@ -110,23 +123,22 @@ class Bodies:
     # ---- asking and answering
 
     def fetch(self, block: bytes) -> None:
-        """Ask for what a needed block lacks: single bundles if a proposal names them, else the whole body."""
+        """Ask for what a needed block lacks: single bundles if its outline is known, else the whole body."""
         core = self._core
-        proposal = next((p for p in core.consensus.proposals.values() if p.statement.block == block), None)
-        if proposal is None:
+        outline = self._outlines.get(block)
+        if outline is None:
             for peer in core.some_peers():
                 core.send(peer, BodyWanted(core.height + 1, block), urgent=True, after_sync=False)
-        elif not self.assemble(proposal):
-            self._fetch_bundles(proposal)
+        elif not self.assemble(block):
+            self._fetch_bundles(outline)
 
-    def _fetch_bundles(self, proposal: Proposal) -> None:
-        """Ask the proposal's bringer first, and others when that did not help."""
+    def _fetch_bundles(self, outline: Outline) -> None:
+        """Ask the outline's bringer first, and others when that did not help."""
         core = self._core
-        missing = [digest for digest in proposal.bundle_digests if self._bundle(digest) is None]
+        missing = [digest for digest in outline.bundle_digests if self._bundle(digest) is None]
         again = bool(self._wanted.intersection(missing))
         self._wanted.update(missing)
-        source = self._proposed_by.get(proposal.statement.block)
-        peers = core.some_peers() if again or source is None or not core.overlay.is_up(source) else [source]
+        peers = core.some_peers() if again or not core.overlay.is_up(outline.told_by) else [outline.told_by]
         for peer in peers:
             core.send(peer, BundlesWanted(tuple(missing[:DIGESTS_WANTED_MAX])), urgent=True, after_sync=False)
 
@@ -134,7 +146,7 @@ class Bodies:
         """Send the wanted bundles that are here, within the size of one message."""
         budget_bytes = MESSAGE_SIZE_BYTES_MAX
         for digest in dict.fromkeys(digests):
-            bundle = self._bundle(digest)
+            bundle = self._bundle(digest) or self._committed.get(digest)
             if bundle is not None and bundle.size_bytes <= budget_bytes:
                 budget_bytes -= bundle.size_bytes
                 self._core.send(peer, BundleMessage(bundle.encoded), urgent=False, after_sync=False)

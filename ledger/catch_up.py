@@ -52,6 +52,10 @@ class CatchUp:
         """Take note of a neighbour's committed height."""
         self._heights[peer] = height
 
+    def height_of(self, peer: str) -> int:
+        """Return the height that a neighbour said it had committed, 0 if it said nothing."""
+        return self._heights.get(peer, 0)
+
     def forget(self, peer: str) -> None:
         """The neighbour is gone, or gave nothing usable."""
         self._heights.pop(peer, None)

@@ -13,10 +13,11 @@ from ledger.consensus import Consensus
 from ledger.genesis import Genesis, GenesisParameters
 from ledger.gossip import Overlay
 from ledger.mempool import Mempool, MempoolSettings
-from ledger.messages import Message, encode
+from ledger.messages import Message, ProposalMessage, StatementMessage, encode
 from ledger.outputs import Erase, Noted, Output, PeerFaulted, SendMessage, Store
 from ledger.signatures import Verifier
 from ledger.state import State
+from ledger.votes import Kind, Statement
 
 MS = 1_000_000
 SIGNER_TABLE = "ledger.signer"
@@ -151,11 +152,28 @@ class Core:
 
     def spread(self, message: Message, origin: str, received_from: str | None, *, urgent: bool) -> None:
         """Send an own message to all neighbours, or pass another's on (6.1); only own ones wait for the disk."""
-        targets = self.overlay.targets(origin, received_from)
-        if targets:
+        targets = self.overlay.uncovered_targets(origin, received_from)
+        self.send_to_all(targets, message, urgent=urgent, after_sync=received_from is None)
+
+    def spread_statement(
+        self, message: StatementMessage | ProposalMessage, statement: Statement, received_from: str | None
+    ) -> None:
+        """Spread what a validator says; among hubs the good case stays among the validators (6.6)."""
+        targets = self.overlay.targets(statement.signer, received_from)
+        if statement.view == 0 and statement.kind is not Kind.NULLIFY and self.is_hub:
+            targets = [peer for peer in targets if peer in self.consensus.validators.indices]
+        self.send_to_all(targets, message, urgent=True, after_sync=received_from is None)
+
+    @property
+    def is_hub(self) -> bool:
+        """Whether this node votes at the height in progress and is connected to a quorum of those who do."""
+        return self.overlay.is_hub(self.node_id, self.consensus.validators)
+
+    def send_to_all(self, peers: list[str], message: Message, *, urgent: bool, after_sync: bool) -> None:
+        """Send one message to some neighbours, encoded once."""
+        if peers:
             payload = encode(message)
-            after_sync = received_from is None
-            self.outputs += [SendMessage(peer, payload, urgent, after_sync) for peer in targets]
+            self.outputs += [SendMessage(peer, payload, urgent, after_sync) for peer in peers]
 
     def some_peers(self) -> list[str]:
         """Draw a few connected neighbours."""

@@ -3,10 +3,14 @@
 Every signed message is relayed once by every node, so that consensus works over any connected overlay. A neighbour
 that is known to be connected to the origin itself is spared, so that a full mesh relays nothing; a wrong claim harms
 only its maker, and the anti-entropy fills whatever a broken connection swallowed (SPEC 6.1).
+
+A validator that is connected to a quorum of validators is a hub: hubs are at most two hops apart, so that they decide
+among themselves and tell everybody else what was decided (SPEC 6.6).
 """
 
 from collections.abc import Sequence
 
+from ledger.validators import Validators
 from ledger.votes import bitmap_of, bits_of
 
 
@@ -76,3 +80,18 @@ class Overlay:
         return [
             peer for peer in self.peers if peer not in (origin, received_from) and origin not in self._adjacent[peer]
         ]
+
+    def uncovered_targets(self, origin: str, received_from: str | None) -> list[str]:
+        """Return `targets` without the neighbours of whoever passed the message on, who passed it to them as well."""
+        return [
+            peer
+            for peer in self.targets(origin, received_from)
+            if received_from is None or received_from not in self._adjacent[peer]
+        ]
+
+    def is_hub(self, node_id: str, validators: Validators) -> bool:
+        """Say whether this node or a neighbour is a validator that is connected to a quorum, itself counted."""
+        if node_id not in validators.indices:
+            return False
+        adjacent = self._adjacent if node_id == self._node_id else self._adjacent.get(node_id, ())
+        return 1 + sum(other in adjacent for other in validators.indices if other != node_id) >= validators.quorum

@@ -12,7 +12,7 @@ from ledger.consensus import VIEW_WINDOW, Proposal
 from ledger.core import CERTIFICATE_TABLE, EVIDENCE_TABLE, Core
 from ledger.encoding import integer_key
 from ledger.membership import EVIDENCE_HEIGHTS_MAX
-from ledger.messages import ProposalMessage, StatementMessage
+from ledger.messages import Committed, ProposalMessage, StatementMessage
 from ledger.transactions import EquivocationProven, encode
 from ledger.votes import Certificate, Evidence, Kind, Statement
 
@@ -65,7 +65,7 @@ class Listener:
             if statement.signer == core.node_id:
                 self._remember(statement)
             else:
-                core.spread(StatementMessage(statement), statement.signer, peer, urgent=True)
+                core.spread_statement(StatementMessage(statement), statement, peer)
             self.count(statement)
 
     def _is_signed(self, statement: Statement) -> bool:
@@ -115,9 +115,9 @@ class Listener:
         self.on_certificates(peer, certificates)
         if statement.signer == core.node_id:
             self._remember(statement)
-        core.spread(ProposalMessage(proposal, certificates), statement.signer, peer, urgent=True)
+        core.spread_statement(ProposalMessage(proposal, certificates), statement, peer)
         consensus.on_proposal(proposal)
-        self._bodies.on_proposal(peer, proposal)
+        self._bodies.on_outline(peer, proposal.header, proposal.bundle_digests)
 
     def _proposal_fault(self, proposal: Proposal) -> str | None:
         if proposal.statement.signer != self._core.consensus.leader(proposal.statement.view):
@@ -140,6 +140,18 @@ class Listener:
                 return
             consensus.on_certificate(certificate)
             self._keep_certificate(certificate)
+
+    def on_committed(self, peer: str, committed: Committed) -> None:
+        """Take what the others decided: one certificate in place of all the statements that led to it (6.6)."""
+        consensus, block = self._core.consensus, committed.header.digest
+        if consensus.commit is not None and block in consensus.bodies:
+            return
+        if transaction_root(committed.bundle_digests) != committed.header.transaction_root:
+            self._core.fault(peer, "a decision whose bundles are not its header's")
+            return
+        self.on_certificates(peer, (committed.certificate,))
+        if consensus.commit is not None and consensus.commit.block == block:
+            self._bodies.on_outline(peer, committed.header, committed.bundle_digests)
 
 
 def _transaction(evidence: Evidence) -> bytes:

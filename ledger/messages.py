@@ -64,6 +64,15 @@ class CertificatesMessage:
 
 
 @dataclass(frozen=True, slots=True)
+class Committed:
+    """What was decided, without the bundles: the header, their digests, and the commit certificate."""
+
+    header: Header
+    bundle_digests: tuple[bytes, ...]
+    certificate: Certificate
+
+
+@dataclass(frozen=True, slots=True)
 class Status:
     """Where a node is and what it holds for its current height, so that a neighbour can push exactly the gap.
 
@@ -169,6 +178,7 @@ Message = (
     | SnapshotOffer
     | RangeWanted
     | RangeMessage
+    | Committed
 )
 
 
@@ -204,6 +214,8 @@ def encode(message: Message) -> bytes:
             return pack((13, height, first, last))
         case RangeMessage(height, found):
             return pack((14, height, found.members()))
+        case Committed(header, digests, certificate):
+            return pack((15, header.members(), digests, certificate.members()))
 
 
 def decode(payload: bytes) -> Message:
@@ -238,6 +250,16 @@ def _certificates(certificates: Any) -> CertificatesMessage:
     if len(values) > CERTIFICATES_MAX:
         raise MalformedEncoding(f"at most {CERTIFICATES_MAX} certificates")
     return CertificatesMessage(tuple(Certificate.from_members(each) for each in values))
+
+
+def _committed(header: Any, digests: Any, certificate: Any) -> Committed:
+    found = Committed(
+        Header.from_members(header), _digests(digests, DIGESTS_WANTED_MAX), Certificate.from_members(certificate)
+    )
+    about = found.certificate
+    if about.kind is not Kind.FINALIZE or (about.height, about.block) != (found.header.height, found.header.digest):
+        raise MalformedEncoding("a decision whose certificate is not about its header")
+    return found
 
 
 def _digests(value: Any, count_max: int) -> tuple[bytes, ...]:
@@ -302,4 +324,5 @@ _DECODERS: dict[int, tuple[Any, int]] = {
     12: (_snapshot_offer, 2),
     13: (_range_wanted, 3),
     14: (lambda height, found: RangeMessage(as_integer(height, 1), TrieRange.from_members(found)), 2),
+    15: (_committed, 3),
 }

@@ -65,6 +65,7 @@ from ledger.messages import (
     BundleMessage,
     BundlesWanted,
     CertificatesMessage,
+    Committed,
     Message,
     ProposalMessage,
     RangeMessage,
@@ -380,6 +381,10 @@ class Replica:
                 statement = proposal.statement
                 if self._is_current(peer, message, statement.height, size_bytes, statement.encoded):
                     self._listener.on_proposal(peer, proposal, certificates)
+            case Committed(header, _, certificate):
+                if self._is_current(peer, message, header.height, size_bytes, certificate.encoded):
+                    self._sync.on_committed(peer)
+                    self._listener.on_committed(peer, message)
             case BundleMessage(bundle):
                 self._bodies.on_bundle(peer, bundle)
             case CertificatesMessage(certificates):
@@ -465,6 +470,7 @@ class Replica:
             case RefuseBlock(view, reason):
                 self._core.note("warning", "block_refused", height=self.height + 1, view=view, reason=reason)
             case Commit(block, certificate):
+                self._sync.tell_decision(block, certificate)
                 self._commit(block, certificate)
 
     def _sign(self, kind: Kind, view: int, block: bytes, justified: int) -> Statement | None:
@@ -497,7 +503,7 @@ class Replica:
             return
         if kind is Kind.VOTE:
             self._bodies.store(self.consensus.bodies[block])
-        self._core.spread(StatementMessage(statement), self.node_id, None, urgent=True)
+        self._core.spread_statement(StatementMessage(statement), statement, None)
         self._listener.count(statement)
 
     def _propose(self, view: int, block: Block | None, justified: int) -> None:
@@ -509,9 +515,8 @@ class Replica:
         proposal = Proposal(statement, block.header, tuple(bundle.digest for bundle in block.bundles))
         self.consensus.on_body(block)
         self.consensus.on_proposal(proposal)
-        self._core.spread(
-            ProposalMessage(proposal, self.consensus.justification(statement)), self.node_id, None, urgent=True
-        )
+        message = ProposalMessage(proposal, self.consensus.justification(statement))
+        self._core.spread_statement(message, statement, None)
 
     def _fresh_block(self) -> Block:
         bundles = self._core.mempool.select(self.state)
@@ -553,7 +558,8 @@ class Replica:
         self._snapshots.on_commit(block.header, certificate)
         self._watch_clock(block)
         self._adapt(block)
-        self._bodies.forget_height()
+        self._bodies.forget_height(block.bundles)
+        self._sync.forget_height()
         self._core.consensus = self._new_consensus()
         self._watch_versions()
         self._take_later()
@@ -590,7 +596,8 @@ class Replica:
         self._own.skip_to(core.committed_sequence(self.node_id))
         core.outputs.append(SnapshotAdopted(head.height))
         core.note("info", "snapshot_adopted", height=head.height, blocks_not_executed=head.height - former)
-        self._bodies.forget_height()
+        self._bodies.forget_height(())
+        self._sync.forget_height()
         core.consensus = self._new_consensus()
         self._later, self._later_size_bytes = {}, 0
         self._watch_versions()
@@ -641,6 +648,8 @@ class Replica:
                 self._core.fault(arrived.peer, f"a committed block that is none: {fault}")
                 catch_up.drop_all_of(arrived.peer)
                 break
+            if not catch_up.is_behind(block.height):
+                self._sync.tell_decision(block, certificate)
             self._commit(block, certificate)
             transactions += block.transaction_count
             if transactions >= STEP_TRANSACTIONS_MAX:

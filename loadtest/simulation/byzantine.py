@@ -12,6 +12,7 @@ from ledger.consensus import Proposal
 from ledger.inputs import MessageReceived
 from ledger.messages import (
     CertificatesMessage,
+    Committed,
     Message,
     ProposalMessage,
     StatementMessage,
@@ -89,7 +90,7 @@ class Byzantine:
         if "flood_views" in self._lies:
             outputs += self._flood(statement)
         if "forge_certificates" in self._lies:
-            outputs += self._forge(statement)
+            outputs += self._forge(content.proposal)
         return outputs
 
     def _agree(self, statement: Statement) -> list[Output]:
@@ -108,15 +109,18 @@ class Byzantine:
         said = [self._statement(Kind.NULLIFY, statement.height, view, NO_DIGEST) for view in views]
         return [output for each in said for output in self._to_all(StatementMessage(each))]
 
-    def _forge(self, statement: Statement) -> list[Output]:
-        """Certificates of too few, or of one signer many times."""
+    def _forge(self, proposal: Proposal) -> list[Output]:
+        """Certificates of too few, or of one signer many times, alone and as decisions."""
+        statement = proposal.statement
         assert self._node.replica is not None, "only a running node lies"
         count = len(self._node.replica.consensus.validators.node_ids)
         own = self._statement(Kind.FINALIZE, statement.height, statement.view, statement.block)
         all_signers = bitmap_of(list(range(count)), (count + 7) // 8)
         base = Certificate(Kind.FINALIZE, own.height, own.view, own.block, FRESH, all_signers, (own.signature,) * count)
         few = replace(base, signers=bitmap_of([0], (count + 7) // 8), signatures=(own.signature,))
-        return self._to_all(CertificatesMessage((base,))) + self._to_all(CertificatesMessage((few,)))
+        forged: list[Message] = [CertificatesMessage((base,)), CertificatesMessage((few,))]
+        forged += [Committed(proposal.header, proposal.bundle_digests, each) for each in (base, few)]
+        return [output for message in forged for output in self._to_all(message)]
 
     # ---- changing what is said
 

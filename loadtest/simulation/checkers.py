@@ -17,7 +17,7 @@ from ledger.core import (
 from ledger.encoding import MalformedEncoding, digest, integer_key
 from ledger.genesis import GenesisNode
 from ledger.guard import STEPS, Record
-from ledger.messages import Message, ProposalMessage, StatementMessage, decode
+from ledger.messages import Committed, Message, ProposalMessage, StatementMessage, decode
 from ledger.outputs import BlockCommitted, Output, PeerFaulted, SendMessage, SnapshotAdopted, Store
 from ledger.transactions import EquivocationProven
 from ledger.votes import FRESH, Certificate, Evidence, Kind, Statement
@@ -103,6 +103,9 @@ class Checkers:
             statement = content.statement
         elif isinstance(content, ProposalMessage):
             statement = content.proposal.statement
+        elif isinstance(content, Committed):
+            self._check_own_share(node, content.certificate)
+            return
         else:
             return
         if statement.signer == node.node_id:
@@ -126,6 +129,15 @@ class Checkers:
         self._check_record(node, statement)
         if statement.height == self.heights.get(node.node_id, 0) + 1:  # later its height's records may be erased
             self._check_durable(node, statement)
+
+    def _check_own_share(self, node: SimulatedNode, certificate: Certificate) -> None:
+        """A certificate that holds a statement of its own sender leaves after that statement's record."""
+        names = [entry.node_id for entry in self._voting(certificate.height)]
+        if node.node_id in [names[index] for index in certificate.indices()]:
+            row = node.disk.read(SIGNER_TABLE, b"record")
+            step = Record(certificate.height, certificate.view, STEPS[certificate.kind])
+            good = row is not None and Record.decode(row) >= step
+            self._require(good, 8, node, "tells a decision before its own statement in it is durable")
 
     def _check_record(self, node: SimulatedNode, statement: Statement) -> None:
         row = node.disk.read(SIGNER_TABLE, b"record")

@@ -1,5 +1,6 @@
 """The network between simulated nodes: latency, loss, duplication, reordering, one-way blocks, broken connections."""
 
+import itertools
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,8 +10,10 @@ from qnode.topologies import Topology, contacts
 
 MS = 1_000_000
 TOPOLOGIES = ("mesh", "ring", "line", "random")
-SHAPES = (*TOPOLOGIES, "chords")
-"""Chords are the connections that `qnode init` makes among many nodes; small networks of it are a mesh."""
+SHAPES = (*TOPOLOGIES, "chords", "core", "outpost", "bridged")
+"""Chords are the connections that `qnode init` makes among many nodes; small networks of it are a mesh. The last three
+tell voters from followers: voters that form a mesh with followers around it; the same, but one voter hangs on a
+follower; and voters that are joined by followers alone."""
 
 
 @dataclass
@@ -29,14 +32,18 @@ class Network:
     Jitter is drawn per message, so that messages overtake each other: harsher than TCP, and the cores must bear it.
     """
 
-    def __init__(self, nodes: Sequence[str], topology: str, generator: random.Random) -> None:
+    def __init__(
+        self, nodes: Sequence[str], topology: str, generator: random.Random, validators: int | None = None
+    ) -> None:
+        """Connect `nodes`, of which the first `validators` vote (all without)."""
         self.conditions = Conditions()
         self.blocked: set[tuple[str, str]] = set()
         self.broken: set[frozenset[str]] = set()
         self.messages_sent = 0
         self.bytes_sent = 0
         self._random = generator
-        self._edges = _edges(nodes, topology, generator)
+        voting = len(nodes) if validators is None else validators
+        self._edges = _edges(nodes, topology, generator, voting)
         self._neighbours: dict[str, list[str]] = {node: [] for node in nodes}
         for one, other in self.edges():
             self._neighbours[one].append(other)
@@ -70,7 +77,7 @@ class Network:
         return self.conditions.latency_ns + int(self._random.random() * self.conditions.jitter_ns)
 
 
-def _edges(nodes: Sequence[str], topology: str, generator: random.Random) -> set[frozenset[str]]:
+def _edges(nodes: Sequence[str], topology: str, generator: random.Random, voting: int) -> set[frozenset[str]]:
     count = len(nodes)
     pairs = {
         "mesh": [(a, b) for a in range(count) for b in range(a)],
@@ -78,6 +85,9 @@ def _edges(nodes: Sequence[str], topology: str, generator: random.Random) -> set
         "line": [(a, a + 1) for a in range(count - 1)],
         "random": [(a, generator.randrange(a)) for a in range(1, count)],
         "chords": _chords(count),
+        "core": _core(voting, count),
+        "outpost": [*_core(voting - 1, count, first_follower=voting), (voting - 1, voting % count)],
+        "bridged": _bridged(voting, count),
     }[topology]
     if topology == "random":  # a random tree, and as many chords again
         pairs += [(generator.randrange(count), generator.randrange(count)) for _ in range(count)]
@@ -89,3 +99,19 @@ def _chords(count: int) -> list[tuple[int, int]]:
     ids = tuple(str(node) for node in range(count))
     found = contacts(Topology(ids, ()), VALIDATORS_MAX)
     return [(int(one), int(other)) for one in ids for other in found[one] if int(one) > int(other)]
+
+
+def _core(meshed: int, count: int, first_follower: int | None = None) -> list[tuple[int, int]]:
+    """Join the first nodes with each other, and every follower with two of them and with the next follower."""
+    followers = range(meshed if first_follower is None else first_follower, count)
+    pairs = [(a, b) for a in range(meshed) for b in range(a)]
+    pairs += [(each, (each + step) % meshed) for each in followers for step in range(2) if meshed]
+    return pairs + [(each, each + 1) for each in followers[:-1]]
+
+
+def _bridged(voting: int, count: int) -> list[tuple[int, int]]:
+    """Join voters and followers in turn to a line; who is left over follows at its end."""
+    couples = zip(range(voting), range(voting, count), strict=False)
+    order = [each for couple in couples for each in couple]
+    order += [each for each in range(count) if each not in order]
+    return list(itertools.pairwise(order))

@@ -1,8 +1,7 @@
 """What a network costs as it grows: quiet runs of the ledger in virtual time, one row per size.
 
 Measures messages and bytes per node and height, events, and this process's memory; for the plan of networks past this
-machine. At most 31 nodes vote; the overlay is that of `qnode init` without quantum links: all pairs of validators, and
-from every node the nodes 1, 2, 4, 8, … places further.
+machine. At most 31 nodes vote; the overlay is that of `qnode init` without quantum links.
 """
 
 import resource

@@ -243,7 +243,7 @@ class World(Timeline):
         self.settings = settings
         self.detection_ns = 20 * MS
         self.node_ids = [f"n{i:03}" for i in range(node_count)]
-        self.network = Network(self.node_ids, topology, random.Random(f"{seed}/network"))
+        self.network = Network(self.node_ids, topology, random.Random(f"{seed}/network"), validators)
         signers = [SimulatedSigner(hashlib.sha256(f"{seed}/{name}".encode()).digest()) for name in self.node_ids]
         self.verifier = SimulatedVerifier(tuple(signers))
         self.genesis = _make_genesis(seed, self.node_ids, signers, validators)

@@ -5,7 +5,7 @@ After a deliberate change of a format, which is a new kind or a new version: `py
 
 import json
 from collections.abc import Callable
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, get_args
 
@@ -112,6 +112,9 @@ MESSAGES: tuple[Any, ...] = (
     messages.SnapshotOffer(SnapshotHead(block().header, block().header, certificate()), (CHANGE,)),
     messages.RangeWanted(8, bytes(32), bytes([255]) * 32),
     messages.RangeMessage(8, RANGE),
+    messages.Committed(
+        proposal().header, proposal().bundle_digests, replace(certificate(), block=proposal().header.digest)
+    ),
 )
 EVIDENCE = Evidence(statement(Kind.FINALIZE), statement(Kind.NULLIFY), D)
 OTHERS: dict[str, tuple[bytes, Callable[[bytes], bytes]]] = {

@@ -18,7 +18,7 @@ from ledger.inputs import (
     PeerUp,
     TransactionsSubmitted,
 )
-from ledger.messages import BundleMessage, StatementMessage, decode, encode
+from ledger.messages import BundleMessage, Committed, StatementMessage, decode, encode
 from ledger.outputs import (
     Noted,
     PeerFaulted,
@@ -424,3 +424,31 @@ def test_clocks_set_back_do_not_halt_the_chain(net: Net) -> None:
         net.pass_time(5 * MS)
     assert net.replicas["alpha"].height == 4
     assert all(commit.certificate.view == 0 for commit in net.commits("alpha"))
+
+
+def decided_without_delta(net: Net) -> Committed:
+    """Let the three others commit a block of which delta heard nothing, and return what they tell of it."""
+    net.filter = lambda source, target, payload: "delta" not in (source, target)
+    register(net, "alpha", "new")
+    (commit,) = net.commits("alpha")
+    assert net.replicas["delta"].height == 0
+    net.filter = lambda source, target, payload: True
+    return Committed(commit.block.header, tuple(x.digest for x in commit.block.bundles), commit.certificate)
+
+
+def test_a_decision_alone_is_enough_to_commit(net: Net) -> None:
+    committed = decided_without_delta(net)
+    net.inject("delta", "beta", encode(committed))  # and beta, who told it, has the bundle that delta lacks
+    net.settle()
+    assert net.replicas["delta"].height == 1 and not net.seen(PeerFaulted)
+    assert net.replicas["delta"].state.root == net.replicas["alpha"].state.root
+
+
+def test_a_decision_that_is_none_is_its_tellers_fault(net: Net) -> None:
+    committed = decided_without_delta(net)
+    certificate = replace(committed.certificate, signatures=(bytes(64),) * len(committed.certificate.signatures))
+    for wrong in (replace(committed, bundle_digests=()), replace(committed, certificate=certificate)):
+        net.inject("delta", "beta", encode(wrong))
+        net.settle()
+    assert [fault.peer for fault in net.seen(PeerFaulted, "delta")] == ["beta", "beta"]  # type: ignore[attr-defined]
+    assert net.replicas["delta"].height == 0

@@ -10,6 +10,7 @@ from ledger.bodies import Bodies
 from ledger.consensus import Consensus
 from ledger.core import CERTIFICATE_TABLE, SIGNER_TABLE, STATEMENT_TABLE, Core
 from ledger.guard import Guard
+from ledger.messages import Committed, Message
 from ledger.validators import Validators
 from ledger.votes import Kind
 from loadtest.simulation.faults import FaultPlan
@@ -81,13 +82,25 @@ def test_certificates_that_are_not_logged_are_noticed() -> None:
 
 
 def test_messages_before_the_sync_are_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
-    real = Core.spread
+    real = Core.send_to_all
 
-    def spread_at_once(self: Core, message: object, origin: str, received_from: str | None, **how: bool) -> None:
-        real(self, message, origin, received_from or origin, **how)  # type: ignore[arg-type]
+    def send_at_once(self: Core, peers: list[str], message: Message, *, urgent: bool, after_sync: bool) -> None:
+        real(self, peers, message, urgent=urgent, after_sync=False)
 
-    monkeypatch.setattr(Core, "spread", spread_at_once)
+    monkeypatch.setattr(Core, "send_to_all", send_at_once)
     assert "invariant" in first_violation(lambda seed: run_seed(seed, 4, topology="mesh"))
+
+
+def test_decisions_with_own_statements_before_the_sync_are_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = Core.send_to_all
+
+    def tell_at_once(self: Core, peers: list[str], message: Message, *, urgent: bool, after_sync: bool) -> None:
+        waits = after_sync and not isinstance(message, Committed)
+        real(self, peers, message, urgent=urgent, after_sync=waits)
+
+    monkeypatch.setattr(Core, "send_to_all", tell_at_once)
+    violation = first_violation(lambda seed: run_seed(seed, 6, validators=4, topology="core"))
+    assert "invariant 8" in violation
 
 
 def test_without_anti_entropy_the_liveness_check_objects(monkeypatch: pytest.MonkeyPatch) -> None:
