@@ -1,8 +1,8 @@
 """Signing and checking, behind two small interfaces: Ed25519 for daemons, a keyed hash for simulations.
 
 Decides which library checks a signature (PyNaCl, pinned, so that every node accepts exactly the same set), and how two
-signatures make a hybrid one for votes (ML-DSA-65 of FIPS 204, from `cryptography`). What is signed, and when it may
-be, is decided in `guard` and `transactions`.
+signatures make a hybrid one for votes (ML-DSA-65 of FIPS 204, from `cryptography`; row S0-G3). What is signed, and when
+it may be, is decided in `guard` and `transactions`.
 """
 
 import hashlib

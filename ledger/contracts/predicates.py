@@ -2,9 +2,10 @@
 
 The library is `common-expression-language` (Rust), pinned exactly: its behaviour is consensus, and SEMANTICS enters
 every policy that uses it. Before it sees an expression, the tokens are checked here: whole numbers, plain text, known
-variables, comparison, arithmetic and logic, and `all`/`exists` over the lists of the subject, not nested. So evaluation
-costs at most as many steps as the expression has tokens times the longest list. An expression that fails when it is
-evaluated (a division by zero, an overflow, a wrong type) or is not true or false refuses the transaction.
+variables, comparison, arithmetic and logic, and `all`/`exists` over the lists of the subject, not nested; lists are
+asked, never joined. So evaluation costs at most as many steps as the expression has tokens times the longest list. An
+expression that fails when it is evaluated (a division by zero, an overflow, a wrong type) or is not true or false
+refuses the transaction.
 """
 
 import re
@@ -48,6 +49,8 @@ _TOKEN: Final = re.compile(
 _SAMPLES: Final[dict[str, Any]] = {"text": "x", "number": 1, "list of text": ["x"]}
 _METHODS: Final = ("startsWith", "endsWith", "contains")
 _MACROS: Final = ("all", "exists")
+_AFTER_SEARCH: Final = ("", ")", "]", ",", "&&", "||", "?", ":", "==", "!=")
+"""What may follow `… in list`: nothing that binds tighter."""
 _ITEM: Final = "item"
 """The one variable that `all` and `exists` may bind."""
 
@@ -148,6 +151,8 @@ def _check_tokens(tokens: list[tuple[str, str]], variables: Mapping[str, str]) -
             deepest = max(deepest, depth)
             if macro_ends and depth < macro_ends[-1]:
                 macro_ends.pop()
+            if text == "-" and _is_unary(tokens, index):
+                _check_negated(tokens[index + 1] if index + 1 < len(tokens) else ("", ""))
             if text == "." and (index + 1 >= len(tokens) or tokens[index + 1][1] not in (*_METHODS, *_MACROS)):
                 raise PredicateError(f"after a point stand {', '.join((*_METHODS, *_MACROS))}, nothing else")
         elif kind == "word":
@@ -177,9 +182,35 @@ def _check_word(tokens: list[tuple[str, str]], index: int, variables: Mapping[st
         following = [each[1] for each in tokens[index + 1 : index + 4]]
         if len(following) < 3 or following[0] != "(" or variables.get(following[1]) != "list of text":
             raise PredicateError("size is for a list of the subject")
+    elif variables.get(text) == "list of text":
+        _check_list(tokens, index, inside_macro)
     elif text not in variables and text not in ("true", "false", "in"):
         names = ", ".join(f"{name} ({kind})" for name, kind in variables.items())
         raise PredicateError(f"{text!r} is not known here; the variables are {names}")
+
+
+def _check_list(tokens: list[tuple[str, str]], index: int, inside_macro: bool) -> None:
+    """A list is asked, never copied: `path + path` inside a loop would cost the cube of its length."""
+    before = tokens[index - 1][1] if index else ""
+    after = tokens[index + 1][1] if index + 1 < len(tokens) else ""
+    sized = index >= 2 and [each[1] for each in tokens[index - 2 : index]] == ["size", "("] and after == ")"
+    searched = before == "in" and after in _AFTER_SEARCH and not inside_macro
+    if not (sized or searched or after in (".", "[")):
+        name = tokens[index][1]
+        raise PredicateError(
+            f"{name} stands in {name}.all|exists(…), size({name}), {name}[…], and outside of these in: … in {name}"
+        )
+
+
+def _check_negated(following: tuple[str, str]) -> None:
+    """A negated bracket could be −(−2⁶³), which builds of the library answer differently; a variable cannot."""
+    if following[0] not in ("number", "word"):
+        raise PredicateError("a minus sign that stands alone is for a number or a variable; write 0 - (…)")
+
+
+def _is_unary(tokens: list[tuple[str, str]], index: int) -> bool:
+    before = tokens[index - 1] if index else ("sign", "(")
+    return before == ("word", "in") or (before[0] == "sign" and before[1] not in (")", "]"))
 
 
 def _check_method(tokens: list[tuple[str, str]], index: int, variables: Mapping[str, str]) -> None:

@@ -82,6 +82,14 @@ def test_what_fails_or_is_no_answer_refuses(expression: str) -> None:
         ),
         *("path.all(item, true) && item == 'a'", "r'a' == master", "b'a' == master", "'a'.startsWith('a')"),
         *("master.x", "master . x", "size", "size(1)", "true true", "(true", "true)", "== 1", "&&", "hops == 1 ;"),
+        *(
+            "path + path == path",
+            "path.all(item, item in path)",
+            "'a' in path + links",
+            "'a' in (path)",
+            "path == links",
+        ),
+        *("[path] == [path]", "-(hops) == 1", "1 - -(hops) == 1", "--1 == 1", "-"),
         *("null == 1", "type(hops) == int", "dyn(hops) == 1", "true" + " && true" * 70, "(" * 13 + "true" + ")" * 13),
         *(
             "'" + "x" * 600 + "' == master",
@@ -101,10 +109,10 @@ def test_everything_else_is_refused(expression: str) -> None:
 
 @pytest.mark.parametrize("subject", SUBJECTS)
 def test_every_variable_of_a_subject_has_its_type(subject: str) -> None:
-    literal = {"text": "'x'", "number": "1", "list of text": "['x']"}
+    asked = {"text": "{} == 'x'", "number": "{} == 1", "list of text": "'x' in {}"}
     values: dict[str, Any] = {"text": "x", "number": 1, "list of text": ["x"]}
     for name, kind in SUBJECTS[subject].items():
-        predicate = Predicate("x", subject, f"{name} == {literal[kind]}")
+        predicate = Predicate("x", subject, asked[kind].format(name))
         assert predicate.refusal({name: values[kind] for name, kind in SUBJECTS[subject].items()}) is None
 
 
