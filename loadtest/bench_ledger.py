@@ -76,8 +76,8 @@ def run(
             await saturation.stop()
         return {}
 
-    # A pool that the first block fills, so that the links rest while the chain is measured.
-    tables = {"pool": {"target_bits": 16_384}}
+    # A pool that the first block fills, and no probes of full links: they rest while the chain is measured.
+    tables = {"pool": {"target_bits": 16_384, "probe_interval_s": 600}}
     with local_cluster(nodes, topology, tables=tables, validators=validators) as cluster:
         measured = _measure(cluster, load)
         lost = _lost(cluster, measured) if kill_faulty else None
