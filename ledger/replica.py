@@ -227,13 +227,13 @@ class Replica:
 
     def next_deadline_ns(self) -> int | None:
         """Return when `step` wants to be called with `TimePassed` at the latest."""
-        quiet, stopped = self._recall.is_quiet(self._core.now_ns), self.upgrade_needed is not None
+        quiet, stopped = self._recall.is_quiet, self.upgrade_needed is not None
         consensus_ns = None if stopped else self.consensus.next_deadline_ns()
         deadlines = (
             self._recall.deadline_ns() if quiet else consensus_ns,
             self._sync.deadline_ns,
             self._sync.catch_up.deadline_ns(),
-            None if stopped else self._own.queue.deadline_ns(),
+            None if stopped or self._numbers_unknown else self._own.queue.deadline_ns(),
             self._append_again_ns,
             self._snapshots.deadline_ns(),
             self._snapshot_sync.deadline_ns(),
@@ -305,6 +305,7 @@ class Replica:
         alone = self.state.validators().node_ids == (self.node_id,)
         may_have_forgotten = (not rows or self._may_have_forgotten) and not alone
         self._recall = Recall(may_have_forgotten, self._core.settings.anti_entropy_ns)
+        self._began_empty = self.height == 0
         self._own.resume(stored.get(PENDING_TABLE, ()))
         for key, value in stored.get(EVIDENCE_TABLE, ()):
             self._listener.resume(key, Evidence.decode(value))
@@ -444,9 +445,11 @@ class Replica:
             self._append_arrived()
         self._snapshots.tick()
         self._snapshot_sync.tick()
+        self._recall.tick(self._core.now_ns, self._sync.catch_up.is_behind(self.height))
         while self.upgrade_needed is None:
-            self._own.flush()
-            self.consensus.muted = self._recall.is_quiet(self._core.now_ns)
+            if not self._numbers_unknown:
+                self._own.flush()
+            self.consensus.muted = self._recall.is_quiet
             self.consensus.work_waiting = self._core.mempool.has_work(self.state)
             if self.consensus.work_waiting and self._work_since_ns is None:
                 self._work_since_ns = self._core.now_ns
@@ -470,6 +473,7 @@ class Replica:
             case RefuseBlock(view, reason):
                 self._core.note("warning", "block_refused", height=self.height + 1, view=view, reason=reason)
             case Commit(block, certificate):
+                self._recall.on_commit()
                 self._sync.tell_decision(block, certificate)
                 self._commit(block, certificate)
 
@@ -601,6 +605,7 @@ class Replica:
         core.consensus = self._new_consensus()
         self._later, self._later_size_bytes = {}, 0
         self._watch_versions()
+        self._listen_first()
 
     def _adapt(self, block: Block) -> None:
         """Smooth the time that heights take while there is work, for the view timers."""
@@ -655,6 +660,18 @@ class Replica:
             if transactions >= STEP_TRANSACTIONS_MAX:
                 self._append_again_ns = self._core.now_ns + 1
                 break
-        if self.height > before and self._recall.is_quiet(self._core.now_ns):
-            self._recall.on_caught_up(self._core.now_ns)
+        if self.height > before:
+            self._listen_first()
+
+    @property
+    def _numbers_unknown(self) -> bool:
+        """Whether an earlier life may have used the next numbers for bundles: new ones wait until the tip is reached.
+
+        A snapshot shows how many bundles of this node the chain has, and not which (SPEC 3.5).
+        """
+        return self._began_empty and self._recall.is_quiet
+
+    def _listen_first(self) -> None:
+        """After a catch-up, a node that may have forgotten asks what it said at the height that it is at now."""
+        if self._recall.on_caught_up(self._core.now_ns):
             self._sync.announce(self._core.some_peers())

@@ -18,10 +18,10 @@ from ledger.encoding import MalformedEncoding, digest, integer_key
 from ledger.genesis import GenesisNode
 from ledger.guard import STEPS, Record
 from ledger.messages import Committed, Message, ProposalMessage, StatementMessage, decode
-from ledger.outputs import BlockCommitted, Output, PeerFaulted, SendMessage, SnapshotAdopted, Store
+from ledger.outputs import BlockCommitted, Erase, Output, PeerFaulted, SendMessage, SnapshotAdopted, Store
 from ledger.transactions import EquivocationProven
 from ledger.votes import FRESH, Certificate, Evidence, Kind, Statement
-from loadtest.simulation.world import SimulatedNode, World
+from loadtest.simulation.world import SimulatedNode, Stored, World
 
 
 class Violation(AssertionError):
@@ -47,7 +47,11 @@ class Checkers:
         self.suspended: dict[str, int] = {}
         self.sequences: dict[str, int] = {}
         self.executed: set[bytes] = set()
-        self.admitted: set[int] = set()
+        self.admitted: dict[int, str] = {}
+        """Node that promised, by token."""
+        self.rows: dict[str, dict[tuple[str, bytes], bytes]] = {}
+        """What every disk must hold: all that was reported durable, and nothing else."""
+        self.wipes = 0
         self.heights: dict[str, int] = {}
         self.statements: dict[tuple[str, int, int, Kind], tuple[bytes, int]] = {}
         self.last_said: dict[str, Record] = {}
@@ -64,6 +68,21 @@ class Checkers:
 
     # ---- what the world reports
 
+    def on_load(self, node: SimulatedNode, stored: Stored) -> None:
+        """A start reads the boundary of a batch, or refuses: never a silent difference."""
+        if node.byzantine:
+            return
+        found = {(table, key): value for table, rows in stored.items() for key, value in rows}
+        self._require(found == self.rows.get(node.node_id, {}), 22, node, "starts from rows that it never stored so")
+
+    def on_wiped(self, node: SimulatedNode) -> None:
+        """What it had promised went with the disk; what it had said must not be contradicted all the same."""
+        self.wipes += 1
+        self.rows.pop(node.node_id, None)
+        self.heights.pop(node.node_id, None)
+        self.last_said.pop(node.node_id, None)
+        self.admitted = {token: name for token, name in self.admitted.items() if name != node.node_id}
+
     def on_start(self, node: SimulatedNode) -> None:
         """A restarted node resumes at a height that it had, with the state that all had there."""
         if node.byzantine:
@@ -79,7 +98,12 @@ class Checkers:
         """Look at commits, stored certificates and stored evidence, once they are durable."""
         if node.byzantine:
             return
+        rows = self.rows.setdefault(node.node_id, {})
         for output in outputs:
+            if isinstance(output, Store) and output.table not in node.disk.dropped_tables:
+                rows[output.table, output.key] = output.value
+            elif isinstance(output, Erase):
+                rows.pop((output.table, output.key), None)
             if isinstance(output, BlockCommitted):
                 self._on_commit(node, output)
             elif isinstance(output, SnapshotAdopted):
@@ -114,7 +138,7 @@ class Checkers:
     def on_admitted(self, node: SimulatedNode, token: int) -> None:
         """The caller was told that its transactions will be committed."""
         if not node.byzantine:
-            self.admitted.add(token)
+            self.admitted[token] = node.node_id
 
     # ---- statements: 2, 6, 7, 8
 

@@ -20,6 +20,8 @@ class FaultPlan:
     bad_network: bool = True
     clocks: bool = True
     stops: bool = True
+    disks: bool = True
+    """Bits of stored rows flip, and disks are full for a while."""
     broken_machines: bool = True
     """Some of those that may fail do not lie: their key runs on two machines, or their disk goes back in time."""
     lies: tuple[str, ...] = LIES
@@ -29,7 +31,16 @@ class FaultPlan:
     @classmethod
     def quiet(cls, duration_ns: int) -> Self:
         """Return the plan without any fault."""
-        return cls(duration_ns, crashes=False, partitions=False, bad_network=False, clocks=False, stops=False, lies=())
+        return cls(
+            duration_ns,
+            crashes=False,
+            partitions=False,
+            bad_network=False,
+            clocks=False,
+            stops=False,
+            disks=False,
+            lies=(),
+        )
 
 
 def choose_topology(seed: int) -> str:
@@ -45,6 +56,9 @@ class Faults:
         self._plan = plan
         self._random = random.Random(f"{world.seed}/faults")
         self._healed = False
+        self._disk_random = random.Random(f"{world.seed}/disks")
+        self._may_break = (validators - 1) // 3
+        self._voting = frozenset(world.node_ids[:validators])
         self._choose_liars(validators)
         if plan.bad_network:
             self._repeat(2_000 * MS, self._change_conditions)
@@ -58,20 +72,25 @@ class Faults:
             self._repeat(4_000 * MS, self._jump_clock)
         if plan.stops:
             self._repeat(4_000 * MS, self._stop)
+        if plan.disks:
+            self._repeat(5_000 * MS, self._damage_disk, self._disk_random)
+            self._repeat(4_000 * MS, self._fill_disk, self._disk_random)
 
     @property
     def honest(self) -> list[SimulatedNode]:
         """The nodes that do not lie."""
         return [node for node in self._world.nodes.values() if not node.byzantine]
 
-    def _repeat(self, mean_ns: int, fault: Callable[[], None]) -> None:
+    def _repeat(self, mean_ns: int, fault: Callable[[], None], generator: random.Random | None = None) -> None:
+        chance = generator or self._random
+
         def happen() -> None:
             if self._healed:
                 return
             fault()
-            self._world.after(int(self._random.expovariate(1 / mean_ns)), happen)
+            self._world.after(int(chance.expovariate(1 / mean_ns)), happen)
 
-        self._world.after(int(self._random.expovariate(1 / mean_ns)), happen)
+        self._world.after(int(chance.expovariate(1 / mean_ns)), happen)
 
     def _choose_liars(self, validators: int) -> None:
         faulty_max = (validators - 1) // 3
@@ -81,6 +100,7 @@ class Faults:
         names = self._random.sample(self._world.node_ids[:validators], self._random.randint(0, limit))
         while names and not _is_connected(self._world.network, set(self._world.node_ids) - set(names)):
             names.pop()
+        self._may_break -= len(names)
         for name in names:
             if self._plan.broken_machines and self._random.random() < 0.3:
                 self._break_machine(name)
@@ -116,7 +136,7 @@ class Faults:
         """The machine goes down, and comes up with an older disk."""
         if node.is_up:
             node.crash()
-        node.disk.tables = tables
+        node.disk.replace(tables)
         self._world.note(f"{node.node_id} starts from an older disk")
         self._world.after(self._world.restart_ns(), self._start, node)
 
@@ -175,6 +195,36 @@ class Faults:
         if not node.is_up:
             node.start()
 
+    def _damage_disk(self) -> None:
+        """A bit of a stored row flips while the power is off; the node refuses that disk, and comes back with none.
+
+        Where neighbours may be cut off, or forget as well, they cannot be relied on to tell a validator what it said
+        (SPEC 7.5): it counts among the f that may do anything then.
+        """
+        name = self._disk_random.choice(self._world.node_ids)
+        node, plan = self._world.nodes[name], self._plan
+        if node.byzantine or not all(each.is_up for each in self._world.nodes.values()):
+            return
+        if name in self._voting and (plan.crashes or plan.partitions or plan.bad_network or plan.stops or plan.lies):
+            if self._may_break <= 0:
+                return
+            self._may_break -= 1
+            node.byzantine = True
+        node.crash()
+        self._world.note(f"{name}: a bit flips in {node.disk.flip_bit(self._disk_random)}")
+        self._world.after(self._world.restart_ns(), self._start, node)
+
+    def _fill_disk(self) -> None:
+        """No space for up to two seconds: the node stops at its next write, and starts when there is some again."""
+        node = self._world.nodes[self._disk_random.choice(self._world.node_ids)]
+        node.disk.full = True
+        self._world.note(f"{node.node_id}: the disk is full")
+        self._world.after(self._world.restart_ns(), self._make_space, node)
+
+    def _make_space(self, node: SimulatedNode) -> None:
+        node.disk.full = False
+        self._start(node)
+
     def _choose_sync_crashes(self) -> None:
         for node in self._world.nodes.values():
             if self._random.random() < 0.5:
@@ -197,6 +247,7 @@ class Faults:
         for node in self._world.nodes.values():
             node.crash_at_syncs = set()
             node.set_wall_skew(0)
+            node.disk.full = False
             self._start(node)
 
 

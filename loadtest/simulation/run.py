@@ -40,6 +40,7 @@ class RunResult:
     checks: int
     heights: int
     adoptions: int
+    wipes: int
     views_max: int
     crashes: int
     transactions: int
@@ -96,8 +97,12 @@ def run_seed(
     keep_trace: bool = False,
     settings: ReplicaSettings = SETTINGS,
     dropped_tables: frozenset[str] = frozenset(),
+    disk_checks: bool = True,
 ) -> RunResult:
-    """Run one seed to its end or to its first violation. `dropped_tables` breaks every disk (for tests)."""
+    """Run one seed to its end or to its first violation.
+
+    `dropped_tables` breaks every disk, and without `disk_checks` none looks at its checksums (for tests).
+    """
     plan = plan or FaultPlan()
     voting = nodes if validators is None else validators
     checkers = Checkers()
@@ -108,6 +113,7 @@ def run_seed(
     faults = Faults(world, plan, voting)
     for node in world.nodes.values():
         node.disk.dropped_tables = dropped_tables
+        node.disk.checks = disk_checks
         world.at(0, node.start)
     workload = Workload(world, faults)
     violation = None
@@ -125,6 +131,7 @@ def run_seed(
         checks=checkers.checks,
         heights=max(checkers.committed, default=0),
         adoptions=checkers.adoptions,
+        wipes=checkers.wipes,
         views_max=max((view for _, view in checkers.notarized), default=0),
         crashes=sum(node.lives - 1 for node in world.nodes.values()),
         transactions=len(checkers.executed),

@@ -17,12 +17,13 @@ from ledger.messages import decode
 from ledger.outputs import BlockCommitted, Erase, Output, SendMessage, Store, TransactionsAdmitted
 from ledger.replica import Replica, ReplicaSettings
 from ledger.signatures import SimulatedSigner, SimulatedVerifier
-from loadtest.simulation.disk import Batch, Disk
+from loadtest.simulation.disk import Batch, Disk, DiskRefused
 from loadtest.simulation.network import MS, Network
 from loadtest.simulation.timeline import Timeline
 
 WALL_EPOCH_NS = 1_800_000_000_000_000_000
 GENESIS_TIME_NS = WALL_EPOCH_NS - 1
+Stored = dict[str, list[tuple[bytes, bytes]]]
 
 
 class Observer(Protocol):
@@ -40,8 +41,16 @@ class Observer(Protocol):
         """When a submitter is told that its transactions are safe."""
         ...
 
+    def on_load(self, node: "SimulatedNode", stored: Stored) -> None:
+        """What a start read from its disk, before a replica is made from it."""
+        ...
+
     def on_start(self, node: "SimulatedNode") -> None:
         """After a replica was made from its disk."""
+        ...
+
+    def on_wiped(self, node: "SimulatedNode") -> None:
+        """After the operator replaced a damaged disk by an empty one."""
         ...
 
 
@@ -84,8 +93,16 @@ class SimulatedNode:
         return self.replica is not None
 
     def start(self) -> None:
-        """Start (again) from what the disk holds."""
+        """Start (again) from what the disk holds, or refuse; then the operator acts."""
         world = self._world
+        try:
+            stored = self.disk.stored()
+        except DiskRefused as refusal:
+            world.note(f"{self.node_id} refuses to start: {refusal}")
+            if not self.disk.full:
+                world.after(world.restart_ns(), self._wipe)
+            return
+        world.observer.on_load(self, stored)
         self.lives += 1
         self._stopped_until_ns = 0
         self.replica = Replica(
@@ -94,7 +111,7 @@ class SimulatedNode:
             verifier=world.verifier,
             settings=world.settings,
             jitter=random.Random(f"{world.seed}/{self.node_id}/{self.lives}/jitter"),
-            stored=self.disk.stored(),
+            stored=stored,
             wall_offset_ns=WALL_EPOCH_NS + self.wall_skew_ns,
         )
         world.observer.on_start(self)
@@ -103,8 +120,16 @@ class SimulatedNode:
             if self.speaks_to(peer):
                 world.connect(self.node_id, peer)
 
+    def _wipe(self) -> None:
+        """The operator gives a node that refused its disk an empty one."""
+        if self.replica is None:
+            self.disk.replace({})
+            self._world.observer.on_wiped(self)
+            self._world.note(f"{self.node_id} starts from an empty disk")
+            self.start()
+
     def crash(self) -> None:
-        """Lose power: memory is gone, and the batch on its way to the disk arrived or did not."""
+        """Lose power: memory is gone, and of the batch on its way to the disk a prefix arrived."""
         assert self.replica is not None
         current = self._current
         if current is not None and self.disk.crash(current.batch, self._world.random):
@@ -181,6 +206,10 @@ class SimulatedNode:
             return
         tail, self._current = self._current, None
         if tail.batch.writes:
+            if self.disk.full:
+                self._world.note(f"{self.node_id} stops: the disk is full")
+                self.crash()
+                return
             self._syncs += 1
             if self._syncs in self.crash_at_syncs:
                 self._crash_at_sync(tail)
@@ -202,7 +231,7 @@ class SimulatedNode:
         self._world.after(self._world.restart_ns(), self._restart)
 
     def _restart(self) -> None:
-        if self.replica is None:
+        if self.replica is None and not self.disk.full:
             self.start()
 
     def _send(self, message: SendMessage) -> None:
