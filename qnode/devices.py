@@ -186,7 +186,20 @@ class Devices:
         elif isinstance(record, DeviceRegistered) and record.node_id == self._context.node_id:
             for name, waiting in list(self._enrolments.items()):
                 if waiting.request and waiting.device_id == record.device_id:
-                    self._complete(name, waiting, record, receipt)
+                    self._complete(name, waiting, record.public_key, receipt.reason)
+
+    def adopted(self) -> None:
+        """The state went on by a snapshot: what it says of this node's devices was recorded in blocks not seen here."""
+        for device_id in list(self._devices):
+            known = self._state().device(device_id)
+            if known is not None and known.revoked:
+                self._forget(device_id)
+        for name, waiting in list(self._enrolments.items()):
+            known = self._state().device(waiting.device_id)
+            if waiting.request and known is not None and waiting.device_id not in self._devices:
+                is_here = known.node_id == self._context.node_id and not known.revoked
+                reason = "" if is_here else "the device is another node's, or revoked"
+                self._complete(name, waiting, known.public_key, reason)
 
     def status(self) -> dict[str, Any]:
         """Return what an operator may know of every device: no key material."""
@@ -474,10 +487,11 @@ class Devices:
             self._store_enrolment(request.code_name, waiting)
             self._context.submit(record)
 
-    def _complete(self, name: bytes, waiting: _Enrolment, record: DeviceRegistered, receipt: Receipt) -> None:
+    def _complete(self, name: bytes, waiting: _Enrolment, public_key: bytes, reason: str) -> None:
+        """The chain knows the device by `public_key`, or refused it for a reason."""
         request = enrolment.decode(waiting.request)
         assert isinstance(request, Enrol), "only an enrolment was stored"
-        if receipt.ok and record.public_key == request.public_key:
+        if not reason and public_key == request.public_key:
             secret = enrolment.initial_secret(request, waiting.nonce, waiting.code)
             device = self._devices[waiting.device_id] = _Device(waiting.device_id, secret, secret)
             self._store(device)
@@ -486,7 +500,7 @@ class Devices:
                 self._respond(request_id, DeviceReply((("enrolled", encode_record(answer)),)))
         else:
             for request_id in waiting.waiting:
-                self._refuse_enrolment(request_id, f"refused by the chain: {receipt.reason}")
+                self._refuse_enrolment(request_id, f"refused by the chain: {reason}")
             self._enrolments.pop(name)
             self._context.do(Delete(ENROLMENT_TABLE, name))
         waiting.waiting.clear()

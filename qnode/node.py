@@ -455,6 +455,8 @@ class Node:
             if recorded is not None:
                 self._links[link_id].recorded(block_number, recorded.secret_bits)
         self._expire_pending(height)
+        if self._devices is not None:
+            self._devices.adopted()
         self._rules.adopted()
         self._destroy_forbidden()
 

@@ -12,7 +12,9 @@ from ledger.contracts.actions import encode_action
 from ledger.contracts.document import policy_from_document
 from ledger.contracts.entries import PolicyEntry
 from ledger.contracts.policy_actions import SetPolicy
-from ledger.transactions import GovernanceApproved, GovernanceProposed, transaction_id
+from ledger.execution import Receipt
+from ledger.outputs import SnapshotAdopted
+from ledger.transactions import DeviceRegistered, GovernanceApproved, GovernanceProposed, transaction_id
 from ledger.transactions import encode as encode_transaction
 from protocol.entropy import SeededEntropy
 from protocol.lightweight import enrolment
@@ -21,7 +23,7 @@ from protocol.lightweight.length import DevicePolicy
 from protocol.records import encode_record
 from qnode.device.agent import Agent, DeviceState
 from qnode.device.energy import Battery, Profile
-from qnode.devices import DevicePlane
+from qnode.devices import DevicePlane, Devices
 from qnode.inputs import (
     DeviceFrame,
     DeviceReply,
@@ -225,6 +227,18 @@ def test_one_time_pads_survive_loss_and_disorder(seed: int) -> None:
     ward.live(10)
     assert sorted(reading["reading"] for reading in ward.readings) == sent and len(sent) > 5
     assert ward.agent.unanswered == 0
+
+
+def test_a_registration_in_blocks_that_a_snapshot_skipped_is_answered(monkeypatch: pytest.MonkeyPatch) -> None:
+    cluster = make_cluster()
+    host = cluster.hosts["node-1"]
+
+    def skip(devices: Devices, receipt: Receipt) -> None:
+        if devices._context.node_id == "node-1" and isinstance(receipt.transaction, DeviceRegistered):
+            host.node._replica_output(SnapshotAdopted(host.node.chain.height))
+
+    monkeypatch.setattr(Devices, "recorded", skip)
+    assert isinstance(Ward(cluster).enrol(issue(cluster)), enrolment.Enrolled)
 
 
 def test_codes_are_destroyed_once_the_device_has_a_key(ward: Ward) -> None:
