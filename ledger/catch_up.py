@@ -125,6 +125,10 @@ class CatchUp:
         """The answer to the question of `peer` is here; what it lacked is asked again."""
         self._questions.pop(peer, None)
 
+    def has(self, height: int) -> bool:
+        """Say whether the block of a height is here."""
+        return height in self._early
+
     def take(self, height: int) -> Arrived | None:
         """Return the block of a height if it is here, and drop what lies below."""
         for below in [each for each in self._early if each < height]:

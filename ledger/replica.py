@@ -458,6 +458,8 @@ class Replica:
                 break
             self._perform(action)
         if self.upgrade_needed is None:
+            if self._append_again_ns is None and self._sync.catch_up.has(self.height + 1):
+                self._append_again_ns = self._core.now_ns + 1  # its turn came by a snapshot, or by consensus
             self._sync.ask_for_blocks()
 
     def _perform(self, action: Action) -> None:

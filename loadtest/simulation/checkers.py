@@ -15,12 +15,11 @@ from ledger.core import (
     ReplicaSettings,
 )
 from ledger.encoding import MalformedEncoding, digest, integer_key
-from ledger.genesis import GenesisNode
 from ledger.guard import STEPS, Record
 from ledger.messages import Committed, Message, ProposalMessage, StatementMessage, decode
 from ledger.outputs import BlockCommitted, Erase, Output, PeerFaulted, SendMessage, SnapshotAdopted, Store
-from ledger.transactions import EquivocationProven
 from ledger.votes import FRESH, Certificate, Evidence, Kind, Statement
+from loadtest.simulation.members import Members
 from loadtest.simulation.world import SimulatedNode, Stored, World
 
 
@@ -42,9 +41,10 @@ class Checkers:
 
     def __init__(self) -> None:
         self.world: World
+        self.members: Members
+        self.blocks: dict[int, tuple[Block, Certificate]] = {}
         self.committed: dict[int, bytes] = {}
         self.state_roots: dict[int, bytes] = {}
-        self.suspended: dict[str, int] = {}
         self.sequences: dict[str, int] = {}
         self.executed: set[bytes] = set()
         self.admitted: dict[int, str] = {}
@@ -143,6 +143,7 @@ class Checkers:
     # ---- statements: 2, 6, 7, 8
 
     def _on_own_statement(self, node: SimulatedNode, statement: Statement) -> None:
+        self._check_version(node, statement.height)
         said = (node.node_id, statement.height, statement.view)
         known = self.statements.setdefault((*said, statement.kind), statement.says)
         self._require(known == statement.says, 2, node, f"two {statement.kind.name} in view {statement.view}")
@@ -156,7 +157,9 @@ class Checkers:
 
     def _check_own_share(self, node: SimulatedNode, certificate: Certificate) -> None:
         """A certificate that holds a statement of its own sender leaves after that statement's record."""
-        names = [entry.node_id for entry in self._voting(certificate.height)]
+        if certificate.height > self.members.height + 2:
+            return  # ahead of every disk: who votes there is not known yet
+        names = [entry.node_id for entry in self.members.voting(certificate.height)]
         if node.node_id in [names[index] for index in certificate.indices()]:
             row = node.disk.read(SIGNER_TABLE, b"record")
             step = Record(certificate.height, certificate.view, STEPS[certificate.kind])
@@ -212,15 +215,10 @@ class Checkers:
                 good = of_height != height or later < view or other == block
                 self._require(good, 5, node, f"another block notarized after a commit at height {height}")
 
-    def _voting(self, height: int) -> list[GenesisNode]:
-        """The validators of a height: of the genesis, without whom two blocks before it had suspended."""
-        suspended = {name for name, since in self.suspended.items() if since + 2 <= height}
-        return [entry for entry in self.world.genesis.nodes if entry.validator and entry.node_id not in suspended]
-
     def _recount(self, node: SimulatedNode, certificate: Certificate) -> None:
         """Count the signatures again, in the plainest way."""
-        voting = self._voting(certificate.height)
-        set_digest = digest("qnode/validators/1", tuple(n.node_id for n in voting), tuple(n.public_key for n in voting))
+        voting = self.members.voting(certificate.height)
+        set_digest = self.members.set_digest(certificate.height)
         message = digest(
             "qnode/statement/1",
             *(self.world.genesis.digest, set_digest, int(certificate.kind), certificate.height, certificate.view),
@@ -231,7 +229,7 @@ class Checkers:
         valid = [
             entry
             for entry, signature in zip(signers, certificate.signatures, strict=False)
-            if self.world.nodes[entry.node_id].signer.sign(message) == signature
+            if self.world.signers[entry.public_key].sign(message) == signature
         ]
         faulty_max = max(faulty for faulty in range(len(voting)) if 3 * faulty + 1 <= len(voting))
         enough = len(valid) >= len(voting) - faulty_max
@@ -252,16 +250,15 @@ class Checkers:
         if node.replica is not None and node.replica.height == height:
             root = self.state_roots.setdefault(height, node.replica.state.root)
             self._require(root == node.replica.state.root, 9, node, f"another state after height {height}")
-        voting = self._voting(height)
-        set_digest = digest("qnode/validators/1", tuple(n.node_id for n in voting), tuple(n.public_key for n in voting))
-        self._require(set_digest == block.header.validators_digest, 11, node, "another validator set")
+        expected_set = self.members.set_digest(height)
+        self._require(expected_set == block.header.validators_digest, 11, node, f"another validator set at {height}")
+        self._check_version(node, height)
         self._on_certificate(node, output.certificate)
         if first:
+            self.blocks[height] = (block, output.certificate)
             self._check_order(node, block)
-            for receipt in output.receipts:
-                if receipt.ok and isinstance(receipt.transaction, EquivocationProven):
-                    signer = Statement.decode(receipt.transaction.one).signer
-                    self.suspended.setdefault(signer, height)
+            self.members.take(height, output.receipts)
+        self._check_following_sets(node)
 
     def _on_adoption(self, node: SimulatedNode, height: int) -> None:
         """A fetched snapshot is a state that others reached by executing every block."""
@@ -271,6 +268,24 @@ class Checkers:
         if node.replica is not None and node.replica.height == height:
             root = self.state_roots.get(height)
             self._require(root == node.replica.state.root, 18, node, f"adopts another state at height {height}")
+        self._check_version(node, height)
+        self._check_following_sets(node)
+
+    def _check_following_sets(self, node: SimulatedNode) -> None:
+        """What a node believes of the next two heights follows from the committed records alone."""
+        replica = node.replica
+        if replica is None or replica.height != self.heights[node.node_id]:
+            return  # it has gone on while its disk was busy: its turn comes
+        following = (replica.consensus.validators, replica.state.validators_after())
+        for height, found in enumerate(following, replica.height + 1):
+            good = found.digest == self.members.set_digest(height)
+            self._require(good, 11, node, f"believes in another validator set at height {height}")
+
+    def _check_version(self, node: SimulatedNode, height: int) -> None:
+        """An old program takes no part in heights whose rules it does not know."""
+        activation_height = self.members.activation_height
+        if activation_height is not None and height >= activation_height:
+            self._require(2 in node.versions, 11, node, f"goes on to height {height} with rules that it does not know")
 
     def _check_order(self, node: SimulatedNode, block: Block) -> None:
         for bundle in block.bundles:

@@ -24,6 +24,8 @@ class FaultPlan:
     """Bits of stored rows flip, and disks are full for a while."""
     broken_machines: bool = True
     """Some of those that may fail do not lie: their key runs on two machines, or their disk goes back in time."""
+    churn: bool = True
+    """Members, validators, keys and versions change meanwhile."""
     lies: tuple[str, ...] = LIES
     liars_max: int | None = None
     """At most this many liars; None for ⌊(n−1)/3⌋ of the validators."""
@@ -39,6 +41,7 @@ class FaultPlan:
             clocks=False,
             stops=False,
             disks=False,
+            churn=False,
             lies=(),
         )
 
@@ -98,7 +101,7 @@ class Faults:
         if not self._plan.lies:
             return
         names = self._random.sample(self._world.node_ids[:validators], self._random.randint(0, limit))
-        while names and not _is_connected(self._world.network, set(self._world.node_ids) - set(names)):
+        while names and not connects(self._world.network, set(self._world.node_ids) - set(names)):
             names.pop()
         self._may_break -= len(names)
         for name in names:
@@ -251,7 +254,8 @@ class Faults:
             self._start(node)
 
 
-def _is_connected(network: Network, names: set[str]) -> bool:
+def connects(network: Network, names: set[str]) -> bool:
+    """Say whether these nodes reach each other without any other."""
     start = min(names)
     reached, frontier = {start}, [start]
     while frontier:

@@ -3,14 +3,16 @@
 import random
 from dataclasses import dataclass, field
 
-from ledger.identity import OwnKeys
 from ledger.inputs import TransactionsSubmitted
 from ledger.replica import Replica, ReplicaSettings
 from ledger.transactions import AlarmRaised, KeyDelivered, SaeRegistered, Transaction, encode
 from loadtest.simulation.checkers import Checkers, Violation
+from loadtest.simulation.churn import Churn, ChurnDraw
 from loadtest.simulation.faults import FaultPlan, Faults, choose_topology
+from loadtest.simulation.history import check_history
+from loadtest.simulation.members import Members
 from loadtest.simulation.network import MS
-from loadtest.simulation.world import World
+from loadtest.simulation.world import SimulatedNode, World
 
 SETTINGS = ReplicaSettings(
     view_timeout_min_ns=200 * MS,
@@ -46,6 +48,10 @@ class RunResult:
     transactions: int
     messages: int
     bytes_sent: int
+    set_changes: int
+    decisions: int
+    rotations: int
+    upgraded: bool
     trace_hash: str
     violation: str | None
     trace: tuple[str, ...] = field(default=(), repr=False)
@@ -56,6 +62,7 @@ class Workload:
 
     def __init__(self, world: World, faults: Faults) -> None:
         self.submitted: dict[int, tuple[Transaction, ...]] = {}
+        self.submitters: dict[int, str] = {}
         self._world = world
         self._faults = faults
         self._random = random.Random(f"{world.seed}/workload")
@@ -69,10 +76,15 @@ class Workload:
         if node.is_up:
             token = len(self.submitted) + 1
             count = self._random.randint(1, 3)
-            transactions = tuple(self._transaction(node.node_id, token, i) for i in range(count))
-            self.submitted[token] = transactions
-            node.take(TransactionsSubmitted(token, transactions))
+            self.submit(node, tuple(self._transaction(node.node_id, token, i) for i in range(count)))
         self._world.after(int(self._random.expovariate(1 / (120 * MS))), self._submit)
+
+    def submit(self, node: SimulatedNode, transactions: tuple[Transaction, ...]) -> None:
+        """Give a node records of its own, and remember them."""
+        token = len(self.submitted) + 1
+        self.submitted[token] = transactions
+        self.submitters[token] = node.node_id
+        node.take(TransactionsSubmitted(token, transactions))
 
     def _transaction(self, node_id: str, token: int, index: int) -> Transaction:
         choice = self._random.random()
@@ -107,20 +119,23 @@ def run_seed(
     voting = nodes if validators is None else validators
     checkers = Checkers()
     chosen = topology or choose_topology(seed)
-    world = World(seed, nodes, chosen, settings, checkers, voting)
-    checkers.world = world
+    draw = ChurnDraw.of(seed, plan, voting)
+    world = World(seed, nodes, chosen, settings, checkers, voting, draw.spares, draw.parameters)
+    checkers.world, checkers.members = world, Members(world.genesis)
     world.trace_lines = [] if keep_trace else None
-    faults = Faults(world, plan, voting)
+    faults = Faults(world, plan, min(voting, draw.parameters.committee_max))
     for node in world.nodes.values():
         node.disk.dropped_tables = dropped_tables
         node.disk.checks = disk_checks
-        world.at(0, node.start)
+        if node.node_id not in world.spare_ids:
+            world.at(0, node.start)
     workload = Workload(world, faults)
+    churn = Churn(world, plan, faults, checkers.members, draw, workload.submit)
     violation = None
     try:
         world.run_until(plan.duration_ns)
-        _heal_and_check(world, faults, workload, checkers)
-    except (Violation, AssertionError) as error:
+        _heal_and_check(world, faults, churn, workload, checkers)
+    except Exception as error:  # whatever the cores raise is a finding of this seed
         violation = f"{type(error).__name__}: {error}"
     return RunResult(
         seed=seed,
@@ -137,16 +152,23 @@ def run_seed(
         transactions=len(checkers.executed),
         messages=world.network.messages_sent,
         bytes_sent=world.network.bytes_sent,
+        set_changes=checkers.members.changes,
+        decisions=sum(1 for ballot in checkers.members.ballots.values() if ballot.decided),
+        rotations=churn.rotations,
+        upgraded=(checkers.members.activation_height or checkers.members.height + 1) <= checkers.members.height,
         trace_hash=world.trace_hash(),
         violation=violation,
         trace=tuple(world.trace_lines or ()),
     )
 
 
-def _heal_and_check(world: World, faults: Faults, workload: Workload, checkers: Checkers) -> None:
+def _heal_and_check(world: World, faults: Faults, churn: Churn, workload: Workload, checkers: Checkers) -> None:
     faults.heal()
-    goal = max(checkers.committed, default=0) + HEIGHTS_AFTER_HEALING
+    churn.heal()
     end_ns = world.now_ns + LIVENESS_BOUND_NS
+    _check_versions(world, faults, churn, checkers, end_ns)
+    churn.upgrade()
+    goal = max(checkers.committed, default=0) + HEIGHTS_AFTER_HEALING
 
     def all_reached() -> bool:
         replicas = [node.replica for node in faults.honest]
@@ -166,6 +188,32 @@ def _heal_and_check(world: World, faults: Faults, workload: Workload, checkers: 
     _check_evidence(world, faults, end_ns)
     for node in faults.honest:
         _check_replay(world, node.node_id)
+    check_history(world, checkers, faults.honest)
+
+
+def _check_versions(world: World, faults: Faults, churn: Churn, checkers: Checkers, end_ns: int) -> None:
+    """Old programs stop right before a version that they do not know, and the others go on, if they are a quorum."""
+    activation_height = checkers.members.activation_height
+    if activation_height is None or not churn.goes_on_without_old_programs():
+        return
+    old = {node.node_id for node in churn.old_programs}
+
+    def all_arrived() -> bool:
+        if not churn.goes_on_without_old_programs():
+            return True  # a decision that was under way took their quorum
+        wanted = [
+            (node.replica, activation_height - 1 if node.node_id in old else activation_height + 1)
+            for node in faults.honest
+        ]
+        return all(replica is not None and replica.height >= height for replica, height in wanted)
+
+    if not world.run_until(end_ns, all_arrived):
+        heights = {node.node_id: node.replica.height if node.replica else None for node in faults.honest}
+        raise Violation(f"invariant 16: heights {heights} do not pass the activation at {activation_height}")
+    for node in churn.old_programs:
+        replica = node.replica
+        if replica is not None and replica.height == activation_height - 1 and not replica.upgrade_needed:
+            raise Violation(f"invariant 16: {node.node_id} does not say that it needs a newer program")
 
 
 def _check_evidence(world: World, faults: Faults, end_ns: int) -> None:
@@ -188,7 +236,9 @@ def _check_evidence(world: World, faults: Faults, end_ns: int) -> None:
 
 
 def _missing(workload: Workload, checkers: Checkers) -> list[Transaction]:
-    admitted = sorted(checkers.admitted)
+    """What was admitted and is on no chain; a node that was removed can send nothing any more."""
+    removed = {member.node_id for member in checkers.members.now.values() if member.removed}
+    admitted = sorted(token for token in checkers.admitted if workload.submitters[token] not in removed)
     return [each for token in admitted for each in workload.submitted[token] if encode(each) not in checkers.executed]
 
 
@@ -197,11 +247,12 @@ def _check_replay(world: World, node_id: str) -> None:
     node = world.nodes[node_id]
     again = Replica(
         genesis=world.genesis,
-        keys=OwnKeys(node_id, (node.signer,)),
+        keys=node.keys,
         verifier=world.verifier,
         settings=world.settings,
         jitter=random.Random(0),
         stored=node.disk.stored(),
+        versions=node.versions,
     )
     assert node.replica is not None
     same = again.height != node.replica.height or again.state.root == node.replica.state.root

@@ -10,7 +10,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from ledger.genesis import Genesis, GenesisLink, GenesisNode, GenesisSae
+from ledger.block import VERSIONS
+from ledger.genesis import Genesis, GenesisLink, GenesisNode, GenesisParameters, GenesisSae
 from ledger.identity import OwnKeys
 from ledger.inputs import Input, MessageReceived, PeerDown, PeerUp, Started, TimePassed
 from ledger.messages import decode
@@ -70,6 +71,10 @@ class SimulatedNode:
     def __init__(self, world: "World", node_id: str, signer: SimulatedSigner) -> None:
         self.node_id = node_id
         self.signer = signer
+        self.keys = OwnKeys(node_id, (signer,))
+        """The keys that its disk holds; the first is that of the genesis."""
+        self.versions = VERSIONS
+        """The versions that its program knows."""
         self.disk = Disk()
         self.replica: Replica | None = None
         self.byzantine = False
@@ -107,12 +112,13 @@ class SimulatedNode:
         self._stopped_until_ns = 0
         self.replica = Replica(
             genesis=world.genesis,
-            keys=OwnKeys(self.node_id, (self.signer,)),
+            keys=self.keys,
             verifier=world.verifier,
             settings=world.settings,
             jitter=random.Random(f"{world.seed}/{self.node_id}/{self.lives}/jitter"),
             stored=stored,
             wall_offset_ns=WALL_EPOCH_NS + self.wall_skew_ns,
+            versions=self.versions,
         )
         world.observer.on_start(self)
         self.take(Started())
@@ -260,10 +266,18 @@ class SimulatedNode:
 
 
 class World(Timeline):
-    """A cluster of replicas under a seed."""
+    """A cluster of replicas under a seed. `spare_count` machines more are on the network, and not in the genesis."""
 
     def __init__(
-        self, seed: int, node_count: int, topology: str, settings: ReplicaSettings, observer: Observer, validators: int
+        self,
+        seed: int,
+        node_count: int,
+        topology: str,
+        settings: ReplicaSettings,
+        observer: Observer,
+        validators: int,
+        spare_count: int = 0,
+        parameters: GenesisParameters | None = None,
     ) -> None:
         super().__init__()
         self.seed = seed
@@ -271,11 +285,16 @@ class World(Timeline):
         self.observer = observer
         self.settings = settings
         self.detection_ns = 20 * MS
-        self.node_ids = [f"n{i:03}" for i in range(node_count)]
+        self.node_ids = [f"n{i:03}" for i in range(node_count + spare_count)]
+        self.spare_ids = self.node_ids[node_count:]
         self.network = Network(self.node_ids, topology, random.Random(f"{seed}/network"), validators)
-        signers = [SimulatedSigner(hashlib.sha256(f"{seed}/{name}".encode()).digest()) for name in self.node_ids]
-        self.verifier = SimulatedVerifier(tuple(signers))
-        self.genesis = _make_genesis(seed, self.node_ids, signers, validators)
+        signers = [_signer(f"{seed}/{name}") for name in self.node_ids]
+        self.next_signers = {name: _signer(f"{seed}/{name}/next") for name in self.node_ids}
+        """The keys that nodes rotate to, if they do."""
+        everybody = (*signers, *self.next_signers.values())
+        self.signers = {signer.public_key: signer for signer in everybody}
+        self.verifier = SimulatedVerifier(everybody)
+        self.genesis = _make_genesis(seed, self.node_ids[:node_count], signers[:node_count], validators, parameters)
         self.twins: dict[str, SimulatedNode] = {}
         pairs = zip(self.node_ids, signers, strict=True)
         self.nodes = {name: SimulatedNode(self, name, signer) for name, signer in pairs}
@@ -356,7 +375,17 @@ def describe(event: Input | Output) -> str:
             return type(event).__name__
 
 
-def _make_genesis(seed: int, node_ids: list[str], signers: list[SimulatedSigner], validators: int) -> Genesis:
+def _signer(name: str) -> SimulatedSigner:
+    return SimulatedSigner(hashlib.sha256(name.encode()).digest())
+
+
+def _make_genesis(
+    seed: int,
+    node_ids: list[str],
+    signers: list[SimulatedSigner],
+    validators: int,
+    parameters: GenesisParameters | None,
+) -> Genesis:
     pairs = list(zip(node_ids, signers, strict=True))
     return Genesis(
         chain_id=f"simulation-{seed}",
@@ -366,4 +395,5 @@ def _make_genesis(seed: int, node_ids: list[str], signers: list[SimulatedSigner]
             GenesisLink(f"{a}-{b}", a, b) for a, b in zip(node_ids, node_ids[1:] + node_ids[:1], strict=True) if a != b
         ),
         saes=tuple(GenesisSae(f"sae-{name}", name) for name in node_ids),
+        parameters=parameters or GenesisParameters(),
     )

@@ -18,7 +18,9 @@ from loadtest.simulation.network import MS
 from loadtest.simulation.run import RunResult, run_seed
 
 SEEDS = range(80)
-LIARS = FaultPlan(lies=("agree_with_all", "equivocate"), duration_ns=6_000 * MS, stops=False, broken_machines=False)
+LIARS = FaultPlan(
+    lies=("agree_with_all", "equivocate"), duration_ns=6_000 * MS, stops=False, broken_machines=False, churn=False
+)
 FORGERS = replace(LIARS, lies=(*LIARS.lies, "propose_fresh"), duration_ns=8_000 * MS)
 
 
