@@ -306,6 +306,7 @@ class Replica:
         may_have_forgotten = (not rows or self._may_have_forgotten) and not alone
         self._recall = Recall(may_have_forgotten, self._core.settings.anti_entropy_ns)
         self._began_empty = self.height == 0
+        self._has_reached_tip = False
         self._own.resume(stored.get(PENDING_TABLE, ()))
         for key, value in stored.get(EVIDENCE_TABLE, ()):
             self._listener.resume(key, Evidence.decode(value))
@@ -663,15 +664,17 @@ class Replica:
                 self._append_again_ns = self._core.now_ns + 1
                 break
         if self.height > before:
+            self._has_reached_tip |= not catch_up.is_behind(self.height)
             self._listen_first()
 
     @property
     def _numbers_unknown(self) -> bool:
         """Whether an earlier life may have used the next numbers for bundles: new ones wait until the tip is reached.
 
-        A snapshot shows how many bundles of this node the chain has, and not which (SPEC 3.5).
+        A snapshot shows how many bundles of this node the chain has, and not which (SPEC 3.5). That no neighbour knows of
+        more blocks is enough: a follower of a fast chain learns every block by asking, and would listen for ever.
         """
-        return self._began_empty and self._recall.is_quiet
+        return self._began_empty and self._recall.is_quiet and not self._has_reached_tip
 
     def _listen_first(self) -> None:
         """After a catch-up, a node that may have forgotten asks what it said at the height that it is at now."""
