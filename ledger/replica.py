@@ -600,7 +600,7 @@ class Replica:
         for node in state.nodes():
             core.overlay.register(node.node_id, node.index)
             core.mempool.forget(node.node_id, INTEGER_MAX)
-        self._own.skip_to(core.committed_sequence(self.node_id))
+        self._own.skip_to(core.committed_sequence(self.node_id), self._began_empty)
         core.outputs.append(SnapshotAdopted(head.height))
         core.note("info", "snapshot_adopted", height=head.height, blocks_not_executed=head.height - former)
         self._bodies.forget_height(())
@@ -671,8 +671,8 @@ class Replica:
     def _numbers_unknown(self) -> bool:
         """Whether an earlier life may have used the next numbers for bundles: new ones wait until the tip is reached.
 
-        A snapshot shows how many bundles of this node the chain has, and not which (SPEC 3.5). That no neighbour knows of
-        more blocks is enough: a follower of a fast chain learns every block by asking, and would listen for ever.
+        A snapshot shows how many bundles of this node the chain has, and not which (SPEC 3.5). That no neighbour knows
+        of more blocks is enough: a follower of a fast chain learns every block by asking, and would listen for ever.
         """
         return self._began_empty and self._recall.is_quiet and not self._has_reached_tip
 

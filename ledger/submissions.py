@@ -105,6 +105,19 @@ class Submissions:
             self.enqueue(None, waiting.transactions)
         return True
 
+    def skip_to(self, committed: int, numbers_were_used: bool) -> list[int]:
+        """Forget own bundles up to a number that the chain has reached unseen; returns their numbers.
+
+        Where an earlier life of this node may have used the same numbers, the chain may hold its bundles instead: the
+        transactions are queued again, and those that it has already it refuses.
+        """
+        passed = [sequence for sequence in self.pending if sequence <= committed]
+        for sequence in passed:
+            bundle = self.pending.pop(sequence)
+            if numbers_were_used:
+                self.enqueue(None, bundle.transactions)
+        return passed
+
 
 class OwnTransactions:
     """Admits this node's transactions, signs its bundles, stores and offers them."""
@@ -220,10 +233,9 @@ class OwnTransactions:
         if self.queue.settle(bundle):
             self._core.outputs.append(Erase(PENDING_TABLE, integer_key(bundle.sequence)))
 
-    def skip_to(self, committed: int) -> None:
+    def skip_to(self, committed: int, numbers_were_used: bool) -> None:
         """Blocks up to a snapshot were not seen here: own bundles that they contain are done (SPEC 10.5)."""
-        for sequence in [each for each in self.queue.pending if each <= committed]:
-            del self.queue.pending[sequence]
+        for sequence in self.queue.skip_to(committed, numbers_were_used):
             self._core.outputs.append(Erase(PENDING_TABLE, integer_key(sequence)))
         self._hold(list(self.queue.pending.values()))
 

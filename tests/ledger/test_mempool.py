@@ -156,6 +156,17 @@ def test_bundles_respect_the_size_limit() -> None:
     assert sum(sizes) == 3 and submissions.queued_size_bytes == 0
 
 
+def test_a_snapshot_may_hold_an_earlier_lifes_bundles_under_the_same_numbers() -> None:
+    for numbers_were_used, expected in ((True, (b"a", b"b")), (False, None)):
+        submissions = Submissions(LIMITS, 0)
+        for sequence, body in ((1, b"a"), (2, b"b"), (3, b"c")):
+            submissions.pending[sequence] = bundle("alpha", sequence, body)
+        assert submissions.skip_to(2, numbers_were_used) == [1, 2]
+        batch = submissions.take(10)
+        assert (batch.transactions if batch else None) == expected
+        assert list(submissions.pending) == [3]
+
+
 def test_displaced_transactions_are_queued_again() -> None:
     submissions = Submissions(LIMITS, 0)
     ours, foreign = bundle("alpha", 1, b"ours"), bundle("alpha", 1, b"earlier life")
