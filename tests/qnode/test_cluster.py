@@ -4,13 +4,14 @@ import os
 import random
 import subprocess
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import permutations
 from pathlib import Path
 
 import pytest
 
 from qnode.inputs import GetKeys, GetKeysWithIds, GetStatus, KeysAnswer, RequestError, SetAttack, StatusAnswer
+from qnode.keystore import RESERVE_BYTES
 from qnode.wire import KeyTransfer, decode
 from tests.qnode.test_links import Usage
 from tests.qnode.virtual import Cluster, node_name, ring
@@ -128,6 +129,11 @@ def test_a_cluster_without_a_quorum_still_delivers_and_records_later() -> None:
 def test_records_that_the_mempool_has_no_room_for_wait_and_are_not_lost() -> None:
     """Without a quorum one node's records fill its share of the mempool (256 bundles): the rest goes later."""
     net = Cluster(4, None, 400_000, 400_000)
+    for host in net.hosts.values():
+        host.setup = replace(host.setup, delivery_patience_ns=0)  # a bundle for every record
+    for name in net.hosts:
+        net.crash(name)
+        net.start(name)
     assert made(net)
     net.run(lambda: False, 3)
     net.crash("node-3")
@@ -160,7 +166,9 @@ def test_a_full_stop_of_all_nodes_loses_nothing() -> None:
     after = {
         (node._setup.node_id, link): node._keys.available_bytes(link) for node in net.nodes() for link in node._links
     }
-    assert after == before
+    # The mark of what was reserved runs ahead of use: at most so much of a link's own half is burned by a restart.
+    assert after.keys() == before.keys()
+    assert all(before[half] - RESERVE_BYTES <= after[half] <= before[half] for half in before)
     copy = net.answer("node-3", GetKeysWithIds("sae-3", "sae-1", (answer.keys[0].key_id,)))
     assert isinstance(copy, KeysAnswer) and copy.keys[0].key == answer.keys[0].key
     assert settled(net)
