@@ -61,7 +61,8 @@ class Faults:
         self._healed = False
         self._disk_random = random.Random(f"{world.seed}/disks")
         self._may_break = (validators - 1) // 3
-        self._voting = frozenset(world.node_ids[:validators])
+        # Where members change, any node may come to vote, and then what it said before its disk was lost counts.
+        self._voting = frozenset(world.node_ids if plan.churn else world.node_ids[:validators])
         self._choose_liars(validators)
         if plan.bad_network:
             self._repeat(2_000 * MS, self._change_conditions)

@@ -18,7 +18,14 @@ keys = st.binary(min_size=1, max_size=2)
 writes = st.one_of(st.builds(Store, tables, keys, st.binary(max_size=20)), st.builds(Erase, tables, keys))
 batches = st.lists(st.lists(writes, min_size=1, max_size=5), max_size=6)
 ONLY_DISKS = FaultPlan(
-    8_000 * MS, crashes=False, partitions=False, bad_network=False, clocks=False, stops=False, lies=()
+    8_000 * MS,
+    crashes=False,
+    partitions=False,
+    bad_network=False,
+    clocks=False,
+    stops=False,
+    churn=False,
+    lies=(),
 )
 
 
