@@ -32,7 +32,11 @@ def test_a_short_smoke_keeps_every_promise(tmp_path: Path) -> None:
 def test_an_interrupted_run_keeps_what_it_had_and_says_so(tmp_path: Path) -> None:
     into = tmp_path / "result"
     process = subprocess.Popen(
-        [*RUN, "smoke", "--into", str(into), "--set", "warm_up_s=600"], stderr=subprocess.PIPE, text=True
+        [*RUN, "smoke", "--into", str(into), "--set", "warm_up_s=600"],
+        stderr=subprocess.PIPE,
+        text=True,
+        # A shell that runs its jobs in the background hands an ignored SIGINT down.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     assert process.stderr is not None
     for line in process.stderr:
