@@ -195,6 +195,10 @@ class OwnTransactions:
     def _next_sequence(self) -> int:
         return max(next(reversed(self.queue.pending), 0), self._core.committed_sequence(self._core.node_id)) + 1
 
+    def deadline_ns(self) -> int | None:
+        """Return when `flush` has something to do; never while the chain knows no key of this node that it holds."""
+        return None if self._keys.present(self._core.state) is None else self.queue.deadline_ns()
+
     def flush(self) -> None:
         """Make the bundles that are due: store, hold, send, and answer their submitters."""
         signer = self._keys.present(self._core.state)

@@ -1,8 +1,6 @@
 """Real daemons under a policy: governance by commands, a denied delivery, a revoked block (rows S0-B3, S0-B4)."""
 
-import datetime
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,30 +9,13 @@ from click.testing import CliRunner
 
 from ledger.delivery_proof import Statement, check_delivery
 from qnode import cli
-from qnode import cluster as clusters
 from qnode.client import CallFailed
 from qnode.cluster import OPERATOR, Cluster
-from qnode.initialise import Plan, initialise, read_topology
-from qnode.io.entropy import OperatingSystemEntropy
 from tests.integration.test_kill import awaited, links_ready
 
 pytestmark = [pytest.mark.integration, pytest.mark.slow]
 
 MASTER, SLAVE, OTHER = "sae-1-a", "sae-2-a", "sae-3-a"
-
-
-@pytest.fixture
-def ring(tmp_path: Path) -> Iterator[Cluster]:
-    """Four running nodes in a ring, stopped whatever happens."""
-    directory = tmp_path / "ring"
-    plan = Plan(read_topology("ring", 4), profile="lab")
-    initialise(directory, plan, OperatingSystemEntropy(), datetime.datetime.now(datetime.UTC))
-    cluster = Cluster.open(directory)
-    try:
-        clusters.up(cluster, timeout_s=90)
-        yield cluster
-    finally:
-        clusters.down(cluster, timeout_s=20)
 
 
 def qnode(cluster: Cluster, *arguments: str) -> dict[str, Any]:

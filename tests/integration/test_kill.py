@@ -1,14 +1,12 @@
 """Real daemons, real sockets, real disks: nodes are killed and restarted while keys are delivered."""
 
-import datetime
 import os
 import random
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,28 +14,12 @@ import pytest
 from qnode import cluster as clusters
 from qnode.client import CallFailed
 from qnode.cluster import Cluster
-from qnode.initialise import Plan, initialise, read_topology
 from qnode.io import pidfile
-from qnode.io.entropy import OperatingSystemEntropy
 
 pytestmark = [pytest.mark.integration, pytest.mark.slow]
 
 MASTER, SLAVE = "sae-1-a", "sae-3-a"
 KILLS = 8
-
-
-@pytest.fixture
-def ring(tmp_path: Path) -> Iterator[Cluster]:
-    """Four running nodes in a ring, stopped whatever happens."""
-    directory = tmp_path / "ring"
-    plan = Plan(read_topology("ring", 4), profile="lab")
-    initialise(directory, plan, OperatingSystemEntropy(), datetime.datetime.now(datetime.UTC))
-    cluster = Cluster.open(directory)
-    try:
-        clusters.up(cluster, timeout_s=60)
-        yield cluster
-    finally:
-        clusters.down(cluster, timeout_s=20)
 
 
 def awaited(what: str, condition: Callable[[], Any], timeout_s: float = 60.0) -> Any:

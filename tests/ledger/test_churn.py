@@ -6,7 +6,7 @@ import pytest
 
 from ledger.contracts.actions import Action, encode_action
 from ledger.contracts.membership import ActivateVersion, AdmitNode, LiftSuspension, RemoveNode, SetValidator
-from ledger.inputs import EncodedTransactionsSubmitted, PeerDown, PeerUp, TransactionsSubmitted
+from ledger.inputs import EncodedTransactionsSubmitted, PeerDown, PeerUp, TimePassed, TransactionsSubmitted
 from ledger.outputs import Noted, PeerFaulted, TransactionsRefused
 from ledger.transactions import (
     GovernanceApproved,
@@ -102,6 +102,16 @@ def test_a_removed_node_is_out_for_good(net: Net) -> None:
     net.pass_time(1_000 * MS)
     assert net.replicas["alpha"].state.counts()["saes"] == before
     assert not net.seen(PeerFaulted)
+
+
+def test_a_removed_node_with_records_in_wait_has_nothing_to_do(net: Net) -> None:
+    net.give("delta", TransactionsSubmitted(7, (SaeRegistered("late", "delta"),), patience_ns=5_000 * MS))
+    decide(net, RemoveNode("delta", "stolen"))
+    assert net.now_ns < 5_000 * MS
+    net.now_ns = 6_000 * MS
+    net.give("delta", TimePassed())
+    deadline_ns = net.replicas["delta"].next_deadline_ns()
+    assert deadline_ns is None or deadline_ns > net.now_ns, "it would be woken for ever"
 
 
 def test_nobody_can_be_left_without_a_voter() -> None:
