@@ -139,7 +139,7 @@ class AntiEntropy:
             if node is None:
                 continue
             sequence = max(theirs.get(node.index, node.sequence), node.sequence) + 1
-            while (bundle := core.mempool.held(sender, sequence)) is not None and sender != peer:
+            while (bundle := core.mempool.to_offer(sender, sequence, core.height)) is not None and sender != peer:
                 budget_bytes -= bundle.size_bytes
                 if budget_bytes < 0:
                     return

@@ -63,7 +63,7 @@ class Bodies:
                 core.fault(peer, "a bundle with a wrong signature")
             return
         if refusal is None:
-            core.mempool.add(bundle, sender.sequence)
+            core.mempool.add(bundle, sender.sequence, core.height)
             core.received_transactions += len(bundle.transactions)
             core.spread(BundleMessage(encoded), bundle.sender, peer, urgent=False)
         if wanted:

@@ -114,7 +114,7 @@ class Core:
         self.outputs: list[Output] = []
         self.height_keys: list[tuple[str, bytes]] = []
         self.received_transactions = 0  # others', taken into the mempool since the start
-        self.mempool = Mempool(settings.mempool, genesis.parameters, len(genesis.nodes))
+        self.mempool = Mempool(settings.mempool, genesis.parameters, len(genesis.nodes), node_id)
         self.overlay = Overlay(node_id, [node.node_id for node in genesis.nodes])
         for node in chain.state.nodes():
             self.overlay.register(node.node_id, node.index)

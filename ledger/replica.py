@@ -189,6 +189,11 @@ class Replica:
         return self._core.received_transactions
 
     @property
+    def mempool_age_heights(self) -> int:
+        """How many blocks went by without the other nodes' bundle that waits longest."""
+        return self._core.mempool.age_heights(self.height)
+
+    @property
     def wall_offset_ns(self) -> int:
         """What turns monotonic time into wall time."""
         return self._core.wall_offset_ns
@@ -257,6 +262,7 @@ class Replica:
             "mempool_bundles": len(mempool),
             "mempool_transactions": mempool.transaction_count,
             "mempool_size_bytes": mempool.size_bytes,
+            "mempool_age_heights": self.mempool_age_heights,
             "behind": self._sync.catch_up.is_behind(self.height),
             "evidence": len(self.evidence),
             "suspended": [node.node_id for node in self.state.nodes() if node.suspended],
@@ -559,6 +565,7 @@ class Replica:
             self._core.mempool.forget(bundle.sender, bundle.sequence)
             if bundle.sender == self.node_id:
                 self._own.settle(bundle)
+        self._core.mempool.let_go(block.height)
         for node_id in self.state.changed_nodes:
             self._take_change(node_id)
         self._core.outputs.append(BlockCommitted(block.height, block, certificate, tuple(receipts)))

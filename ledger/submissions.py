@@ -213,7 +213,7 @@ class OwnTransactions:
         bundle = make_bundle(signer, *name, transactions)
         self.queue.pending[sequence] = bundle
         core.store(PENDING_TABLE, integer_key(sequence), bundle.encoded)
-        core.mempool.add(bundle, core.committed_sequence(core.node_id))
+        core.mempool.add(bundle, core.committed_sequence(core.node_id), core.height)
         core.spread(BundleMessage(bundle.encoded), core.node_id, None, urgent=False)
 
     def sign_again(self) -> None:
@@ -248,7 +248,7 @@ class OwnTransactions:
         committed = self._core.committed_sequence(self._core.node_id)
         for bundle in bundles:
             if self._is_signed(bundle):
-                self._core.mempool.add(bundle, committed)
+                self._core.mempool.add(bundle, committed, self._core.height)
             else:
                 self._sign_again(bundle)  # the key came while this node did not hold it
 

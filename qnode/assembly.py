@@ -9,6 +9,7 @@ from cryptography.hazmat.primitives.asymmetric import ed25519
 
 from ledger.genesis import Genesis, GenesisLink
 from ledger.identity import OwnKeys
+from ledger.mempool import MempoolSettings
 from ledger.replica import ReplicaSettings
 from ledger.signatures import Ed25519Verifier
 from protocol.entropy import Entropy
@@ -63,6 +64,11 @@ def node_setup(settings: NodeSettings, genesis: Genesis, entropy: Entropy) -> No
             anti_entropy_ns=int(settings.ledger.status_interval_s * 1e9),
             view_timeout_min_ns=int(settings.ledger.view_timeout_s * 1e9),
             finalize_timeout_ns=int(settings.ledger.finalize_timeout_s * 1e9),
+            mempool=MempoolSettings(
+                sender_bundles_max=settings.ledger.mempool_sender_bundles,
+                size_bytes_max=settings.ledger.mempool_mib << 20,
+                age_heights_max=settings.ledger.mempool_age_blocks,
+            ),
         ),
         delivery_patience_ns=int(settings.ledger.delivery_patience_s * 1e9),
     )

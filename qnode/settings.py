@@ -202,6 +202,27 @@ class LedgerSettings:
         low=0,
         high=1,
     )
+    mempool_sender_bundles: int = setting(
+        "bundles",
+        "of one node that wait here for a block; more of its own are refused, others' are offered again later",
+        256,
+        low=8,
+        high=65_536,
+    )
+    mempool_mib: int = setting(
+        "MiB",
+        "of all bundles that wait here; every node has an equal share, so that a flood of one displaces nobody else's",
+        128,
+        low=8,
+        high=4096,
+    )
+    mempool_age_blocks: int = setting(
+        "blocks",
+        "another node's bundle that so many blocks went by without is let go; its origin keeps it and offers it again",
+        1000,
+        low=16,
+        high=10**6,
+    )
 
     def __post_init__(self) -> None:
         _require(not 0 < self.keep_blocks < 1000, "keep_blocks below 1000 leaves no margin for peers; give 0 or more")

@@ -307,3 +307,5 @@ class Checkers:
         views = replica.consensus.book.views()
         window = 2 * 16 + 1
         self._require(len(views) <= window, 15, node, f"statements of {len(views)} views kept")
+        age = replica.mempool_age_heights
+        self._require(age <= settings.mempool.age_heights_max, 15, node, f"a bundle waits here for {age} heights")

@@ -4,6 +4,7 @@ import random
 from dataclasses import dataclass, field
 
 from ledger.inputs import TransactionsSubmitted
+from ledger.mempool import MempoolSettings
 from ledger.replica import Replica, ReplicaSettings
 from ledger.transactions import AlarmRaised, KeyDelivered, SaeRegistered, Transaction, encode
 from loadtest.simulation.checkers import Checkers, Violation
@@ -23,8 +24,9 @@ SETTINGS = ReplicaSettings(
     snapshot_interval=3,
     snapshot_distance=5,
     keep_blocks=4,
+    mempool=MempoolSettings(age_heights_max=4),
 )
-"""Snapshots and pruning come often, so that every run restarts from them and fetches them."""
+"""Snapshots and pruning come often, so that every run restarts from them and fetches them; bundles grow old soon."""
 LIVENESS_BOUND_NS = 300_000 * MS
 """After healing everything must be committed within this: view timers may have grown to 60 · T0 each."""
 HEIGHTS_AFTER_HEALING = 3
