@@ -258,6 +258,7 @@ class SnapshotSync:
             self._snapshots.give_up(self.fetch.head.height, self.fetch.keys)
         self.fetch = SnapshotFetch(core, self._snapshots, head, changes)
         self.fetch.sources[peer] = None
+        self._hope_until_ns = 0  # fulfilled: when the fetch has ended, the blocks above it are asked for at once
         row = pack((head.members(), tuple(each.members() for each in changes)))
         core.store(SNAPSHOT_FETCH_TABLE, _FETCH_KEY, row)
         core.note("info", "snapshot_fetch_begun", height=head.height, own_height=core.height, peer=peer)

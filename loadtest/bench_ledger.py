@@ -14,18 +14,18 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from loadtest.ledger_load import (
+    RESTING_LINKS,
     Feeder,
     Figures,
     Saturation,
     at_rate,
+    committed_height,
+    first_blocks,
     make_feeders,
-    recorded_blocks,
     recorded_key_ids,
-    used_link,
 )
 from loadtest.local import BenchFailed, awaited, local_cluster, percentiles
 from qnode import cluster as clusters
-from qnode.client import CallFailed
 from qnode.cluster import Cluster, Member
 from qnode.daemon import new_event_loop
 from qnode.io import pidfile
@@ -76,22 +76,14 @@ def run(
             await saturation.stop()
         return {}
 
-    # A pool that the first block fills, and no probes of full links: they rest while the chain is measured.
-    tables = {"pool": {"target_bits": 16_384, "probe_interval_s": 600}}
-    with local_cluster(nodes, topology, tables=tables, validators=validators) as cluster:
+    with local_cluster(nodes, topology, tables=RESTING_LINKS, validators=validators) as cluster:
         measured = _measure(cluster, load)
         lost = _lost(cluster, measured) if kill_faulty else None
     return _report(nodes, voting, rate, measured, lost)
 
 
 def _measure(cluster: Cluster, load: _Load) -> _Measured:
-    links = {used_link(cluster, member.settings.node_id).link_id for member in cluster.members}
-
-    def recorded() -> dict[str, int] | None:
-        found = recorded_blocks(cluster)
-        return found if links <= set(found) else None
-
-    blocks = awaited("a block of every link on the chain", recorded, timeout_s=120 + 3 * len(cluster.members))
+    blocks = first_blocks(cluster)
     with asyncio.Runner(loop_factory=new_event_loop) as runner:
         figures, elapsed_s, before, extra = runner.run(_loaded(cluster, blocks, load))
     wanted = before[0]["ledger"]["state_deliveries"] + figures.committed
@@ -185,19 +177,10 @@ def _caught_up(witness: Member, victims: tuple[Member, ...]) -> None:
     for member in victims:
 
         def reached(member: Member = member) -> bool:
-            height = _height(witness)
-            return height > 0 and _height(member) >= height
+            height = committed_height(witness)
+            return height > 0 and committed_height(member) >= height
 
         awaited(f"{member.settings.node_id} at the tip", reached, timeout_s=CATCH_UP_S_MAX)
-
-
-def _height(member: Member) -> int:
-    """Return a running node's height, before it is asked how far another is; 0 while it does not answer."""
-    try:
-        document = member.client(clusters.OPERATOR).call("GET", "/admin/v1/status")
-    except CallFailed:
-        return 0
-    return int(document["ledger"]["height"])
 
 
 def _lost(cluster: Cluster, measured: _Measured) -> int:

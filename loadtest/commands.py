@@ -46,6 +46,7 @@ def bench() -> None:
       qnode bench amplify --bits 1e6 --ratio 0.5 --json
       qnode bench keys --rate 100 --seconds 10 --json
       qnode bench ledger --nodes 4 --seconds 20 --json
+      qnode bench restart --records 1e5 --json
     """
 
 
@@ -134,6 +135,31 @@ def ledger(
         raise click.UsageError(f"{validators} of {nodes} nodes cannot vote; raise --nodes")
     figures = run(nodes, rate, seconds, validators=validators, topology=topology, kill_faulty=kill_faulty)
     _emit(figures, as_json)
+
+
+@bench.command()
+@click.option("--nodes", type=click.IntRange(4, 31), default=4, show_default=True, help="Daemons; all vote.")
+@click.option(
+    "--records", type=count, default=100_000, show_default=True, help="Records on the chain, up to 2,000,000."
+)
+@json_option
+def restart(nodes: int, records: int, as_json: bool) -> None:
+    """Restart a node of real daemons, wipe others, and time how they catch up.
+
+    \b
+    restart_s         from the start of a node until it is ready, with a snapshot just below the tip of its chain
+    …_cpu_ms          processor time of the daemon until it is ready
+    restart_replay_s  the same without any snapshot: it executes every block of its own disk
+    replay_…          a wiped node fetches every block from its peers and executes it; from when it is ready
+    snapshot_…        a wiped node fetches a snapshot of the state and the blocks after it; from when it is ready
+    """
+    from loadtest.bench_restart import RECORDS_MAX, run
+
+    if records > RECORDS_MAX:
+        raise click.BadParameter(
+            f"at most {RECORDS_MAX:,}: every daemon holds its state in memory", param_hint="--records"
+        )
+    _emit(run(nodes, records), as_json)
 
 
 @bench.command()

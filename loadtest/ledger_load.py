@@ -14,7 +14,9 @@ from typing import Any, Final
 import aiohttp
 
 from ledger.transactions import KeyDelivered, encode
+from loadtest.local import BenchFailed, awaited
 from qnode import cluster as clusters
+from qnode.client import CallFailed
 from qnode.cluster import Cluster, Member
 from qnode.io.certificates import client_context
 
@@ -24,6 +26,8 @@ FEEDERS: Final = 2
 """Submissions under way per node: one is committed while the next is on its way."""
 BLOCKS_PER_PAGE: Final = 20
 """Blocks of one look at the chain: full ones make some megabytes of JSON each."""
+RESTING_LINKS: Final = {"pool": {"target_bits": 16_384, "probe_interval_s": 600}}
+"""A pool that the first block fills, and no probes of full links: they rest while the chain is measured."""
 
 
 @dataclass
@@ -97,6 +101,29 @@ def recorded_blocks(cluster: Cluster) -> dict[str, int]:
     return found
 
 
+def first_blocks(cluster: Cluster) -> dict[str, int]:
+    """Wait for a committed block of every link that records will be about, and return their numbers."""
+    links = {used_link(cluster, member.settings.node_id).link_id for member in cluster.members}
+
+    def recorded() -> dict[str, int] | None:
+        found = recorded_blocks(cluster)
+        return found if links <= set(found) else None
+
+    found: dict[str, int] = awaited(
+        "a block of every link on the chain", recorded, timeout_s=120 + 3 * len(cluster.members)
+    )
+    return found
+
+
+def committed_height(member: Member) -> int:
+    """Return a running node's height, 0 while it does not answer."""
+    try:
+        document = member.client(clusters.OPERATOR).call("GET", "/admin/v1/status")
+    except CallFailed:
+        return 0
+    return int(document["ledger"]["height"])
+
+
 def recorded_key_ids(member: Member) -> set[bytes]:
     """Return the IDs of all keys whose delivery a node's chain holds; half a second per 10,000 records."""
     return {
@@ -159,6 +186,19 @@ class Saturation:
         """Submit no more, and wait for what is under way."""
         self._stopping = True
         await asyncio.gather(*self._tasks)
+
+
+async def fill(feeders: list[Feeder], records: int, figures: Figures) -> None:
+    """Submit so many records as fast as they are committed. Raises BenchFailed when some are not."""
+    batches = iter([min(BATCH, records - done) for done in range(0, records, BATCH)])
+
+    async def feed(feeder: Feeder) -> None:
+        for count in batches:
+            await feeder.submit(count, figures, time.perf_counter())
+            if figures.failures:
+                raise BenchFailed(f"a record was not committed: {figures.failures[0]}")
+
+    await asyncio.gather(*(feed(feeder) for feeder in feeders for _ in range(FEEDERS)))
 
 
 async def at_rate(feeders: list[Feeder], rate: float, seconds: float, figures: Figures) -> None:

@@ -30,11 +30,13 @@ def local_cluster(
     *,
     profile: str = "lab",
     tables: Mapping[str, Mapping[str, Any]] | None = None,
+    own_tables: Mapping[str, Mapping[str, Mapping[str, Any]]] | None = None,
     validators: int | None = None,
 ) -> Iterator[Cluster]:
     """Yield a running cluster in a temporary directory. `tables` adds keys to every node's TOML, by table.
 
-    The first `validators` nodes vote (by default all, up to 31).
+    `own_tables` are those of single nodes, by node ID; they take the place of common ones of the same name. The first
+    `validators` nodes vote (by default all, up to 31).
 
     Raises InitialiseError, ClusterError.
     """
@@ -44,7 +46,7 @@ def local_cluster(
         initialise(directory, plan, OperatingSystemEntropy(), datetime.datetime.now(datetime.UTC))
         cluster = Cluster.open(directory)
         for member in cluster.members:
-            extend(member.config, tables or {})
+            extend(member.config, {**(tables or {}), **(own_tables or {}).get(member.config.stem, {})})
         try:
             clusters.up(cluster, timeout_s=120 + 2 * nodes)
             yield cluster
@@ -71,13 +73,13 @@ def extend(config: Path, tables: Mapping[str, Mapping[str, Any]]) -> None:
     config.write_text("\n".join(lines) + "\n", "utf-8")
 
 
-def awaited(what: str, condition: Callable[[], Any], timeout_s: float = 120.0) -> Any:
+def awaited(what: str, condition: Callable[[], Any], timeout_s: float = 120.0, pause_s: float = 0.1) -> Any:
     """Look at the daemons from outside, ten times a second, until a condition holds. Raises BenchFailed."""
     end = time.monotonic() + timeout_s
     while time.monotonic() < end:
         if found := condition():
             return found
-        time.sleep(0.1)
+        time.sleep(pause_s)
     raise BenchFailed(f"{what}: not within {timeout_s:g} s")
 
 

@@ -210,10 +210,11 @@ def _parsed(line: bytes) -> dict[str, Any]:
 
 def down(cluster: Cluster, timeout_s: float) -> dict[str, str]:
     """Stop every running node; return how each ended: "stopped", "killed" after `timeout_s`, or "not running"."""
-    return _stop(cluster.members, timeout_s)
+    return stop(cluster.members, timeout_s)
 
 
-def _stop(members: Sequence[Member], timeout_s: float) -> dict[str, str]:
+def stop(members: Sequence[Member], timeout_s: float) -> dict[str, str]:
+    """Stop some nodes, as `down` does all."""
     with ThreadPoolExecutor(max_workers=max(1, len(members))) as pool:
         outcomes = list(pool.map(lambda member: _stop_one(member, timeout_s), members))
     return dict(zip((member.settings.node_id for member in members), outcomes, strict=True))

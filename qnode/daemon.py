@@ -83,6 +83,7 @@ async def serve(settings: NodeSettings, log: Log, ready: Ready) -> None:
         stack.push_async_callback(storage.close)
         jobs = Jobs()
         stack.push_async_callback(jobs.close)
+        gc.disable()  # until all is loaded: collections would walk the growing state again and again, and find nothing
         stored = await _load(storage)
         forgotten = not storage.ended_cleanly
         setup = dataclasses.replace(
@@ -105,6 +106,7 @@ async def serve(settings: NodeSettings, log: Log, ready: Ready) -> None:
             stack.push_async_callback(_mqtt(settings, figures.ask, log))
         gc.collect()
         gc.freeze()  # what lives now lives for ever: later collections need not look at it
+        gc.enable()
         # Records are freed by their reference counts; a collection finds hardly anything, yet a full one walks all of
         # the chain's state in the middle of a round. So young ones come rarely, and full ones hardly ever.
         gc.set_threshold(50_000, 20, 100)
