@@ -12,6 +12,7 @@ import os
 import random
 import secrets
 import signal
+import sys
 import time
 from collections.abc import Awaitable, Callable
 from typing import Any, Final
@@ -48,6 +49,9 @@ Log = structlog.typing.FilteringBoundLogger
 Ready = Callable[[dict[str, Any]], None]
 # Hosts of one cluster may disagree by so much about the time at which genesis was written.
 GENESIS_TOLERANCE_NS: Final = 3_600 * 10**9
+SWITCH_INTERVAL_S: Final = 0.0005
+"""So long a computing thread keeps the interpreter from the event loop, which needs it back after every system call:
+at the usual 5 ms a key request that meets a job of a QKD session waits for tens of them."""
 
 
 def new_event_loop() -> asyncio.AbstractEventLoop:
@@ -110,6 +114,7 @@ async def serve(settings: NodeSettings, log: Log, ready: Ready) -> None:
         # Records are freed by their reference counts; a collection finds hardly anything, yet a full one walks all of
         # the chain's state in the middle of a round. So young ones come rarely, and full ones hardly ever.
         gc.set_threshold(50_000, 20, 100)
+        sys.setswitchinterval(SWITCH_INTERVAL_S)
         addresses = {"peer_port": transport.listen_port, "api_port": api.listen_port}
         kernels = {"emulation": emulation.IMPLEMENTATION, "distillation": distillation.implementation()}
         log.info("ready", start_ms=round((time.monotonic() - started_s) * 1e3), kernels=kernels, **addresses)
@@ -268,6 +273,7 @@ class _Figures:
             "jobs_running": self._jobs.running_count,
             "disk_commits": self._storage.commits_count,
             "disk_syncs": self._storage.syncs_count,
+            "disk_syncs_here": self._storage.syncs_here_count,
             "handshakes": counters.handshakes,
             "frames_sent": counters.frames_sent,
             "frames_received": counters.frames_received,

@@ -192,11 +192,13 @@ class Driver:
         """What need not wait, then the synced writes, then the rest, each in order."""
         writes: list[Put | Delete] = []
         after: list[Effect] = []
+        early = False
         for effect in effects:
             match effect:
                 case Put() | Delete():
                     writes.append(effect)
                 case SendTo(after_sync=False):
+                    early = True
                     self._send(effect)
                 case RunJob(job_id, work):
                     self._run_job(job_id, work)
@@ -207,7 +209,10 @@ class Driver:
         if writes:
             self.figures.syncs += 1
             self.figures.writes += len(writes)
-            await self._storage.commit(writes)
+            if early:
+                await asyncio.sleep(0)  # what need not wait is with the sockets before the disk is waited for
+            if not self._storage.commit_here(writes):
+                await self._storage.commit(writes)
         for effect in after:
             match effect:
                 case SendTo():

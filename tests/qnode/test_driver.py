@@ -63,6 +63,13 @@ class FakeStorage:
         self.gate.set()
         self.begun = asyncio.Event()
         self.failure: Exception | None = None
+        self.is_quick = False
+
+    def commit_here(self, writes: list[Put | Delete]) -> bool:
+        if self.is_quick:
+            self.commits.append(list(writes))
+            self.events.append(f"commit {len(writes)} here")
+        return self.is_quick
 
     async def commit(self, writes: list[Put | Delete]) -> None:
         self.begun.set()
@@ -174,6 +181,21 @@ async def test_writes_are_synced_between_early_and_late_sends() -> None:
         "send late two",
     ]
     assert rig.storage.commits == [[PUT, Delete("t", b"k")]]
+
+
+async def test_what_need_not_wait_is_with_the_sockets_before_a_quick_disk() -> None:
+    rig = Rig()
+    rig.storage.is_quick = True
+
+    def script(happened: Input) -> list[Effect]:
+        asyncio.get_running_loop().call_soon(rig.events.append, "sockets written")  # as connections do
+        return [send("late"), PUT, send("early", after_sync=False)]
+
+    rig.node.script = script
+    async with running(rig):
+        rig.driver.peer_connected("peer")
+        await rig.until(lambda: "send late" in rig.events)
+    assert rig.events == ["send early", "sockets written", "commit 1 here", "send late"]
 
 
 async def test_nothing_that_waits_for_the_disk_leaves_before_it() -> None:

@@ -16,7 +16,15 @@ from hypothesis import strategies as st
 
 from qnode.effects import Delete, Put
 from qnode.io import storage as storage_module
-from qnode.io.storage import ChecksumError, Storage, StorageError, StorageLockedError, record_checksum
+from qnode.io.storage import (
+    HERE_PAUSE_COMMITS,
+    HERE_SLOW_MAX,
+    ChecksumError,
+    Storage,
+    StorageError,
+    StorageLockedError,
+    record_checksum,
+)
 
 TABLES = st.sampled_from(["keys", "blocks"])
 KEYS = st.binary(max_size=3)
@@ -49,6 +57,66 @@ def test_reopened_storage_holds_what_a_dictionary_would(batches: list[list[Put |
             assert await contents(Path(name)) == model
 
     asyncio.run(run())
+
+
+@given(st.lists(st.tuples(st.sampled_from(["here", "thread", "unawaited"]), WRITES), max_size=8))
+@settings(max_examples=25, deadline=None)
+def test_both_ways_to_the_disk_keep_the_order_of_commits(batches: list[tuple[str, list[Put | Delete]]]) -> None:
+    model: dict[tuple[str, bytes], bytes] = {}
+    for _, batch in batches:
+        for write in batch:
+            if isinstance(write, Put):
+                model[write.table, write.key] = write.value
+            else:
+                model.pop((write.table, write.key), None)
+
+    async def run() -> None:
+        with tempfile.TemporaryDirectory() as name:
+            storage = await Storage.open(Path(name))
+            running: list[asyncio.Task[None]] = []
+            for way, batch in batches:
+                if way == "here" and storage.commit_here(batch):
+                    continue
+                task = asyncio.create_task(storage.commit(batch))
+                if way == "thread":
+                    await task
+                else:
+                    running.append(task)
+                    await asyncio.sleep(0)
+            await asyncio.gather(*running)
+            await storage.close()
+            assert await contents(Path(name)) == model
+
+    asyncio.run(run())
+
+
+async def test_what_is_large_or_comes_while_the_thread_works_goes_by_the_thread(tmp_path: Path) -> None:
+    storage = await Storage.open(tmp_path)
+    large, many = [Put("t", b"k", bytes(65_537))], [Put("t", b"%d" % n, b"") for n in range(65)]
+    assert not storage.commit_here(large) and not storage.commit_here(many)
+    waiting = asyncio.create_task(storage.commit([Put("t", b"k", b"first")]))
+    await asyncio.sleep(0)
+    assert not storage.commit_here([Put("t", b"k", b"second")])
+    waiting.cancel()  # the thread works on; nobody may cut in
+    assert not storage.commit_here([Put("t", b"k", b"second")])
+    await storage.commit([Put("t", b"k", b"third")])
+    assert storage.commit_here([Put("t", b"l", b"fourth")])
+    await storage.close()
+    assert not storage.commit_here([Put("t", b"k", b"fifth")])
+    assert await contents(tmp_path) == {("t", b"k"): b"third", ("t", b"l"): b"fourth"}
+
+
+async def test_a_slow_disk_is_left_to_the_thread_and_tried_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    storage = await Storage.open(tmp_path)
+    monkeypatch.setattr(storage_module, "HERE_NS_MAX", -1)  # every commit is slower than that
+    writes = [Put("t", b"k", b"v")]
+    took = [storage.commit_here(writes) for _ in range(HERE_SLOW_MAX + HERE_PAUSE_COMMITS + 1)]
+    assert took == [True] * HERE_SLOW_MAX + [False] * HERE_PAUSE_COMMITS + [True]
+    monkeypatch.undo()
+    assert all(storage.commit_here(writes) for _ in range(3 * HERE_SLOW_MAX)), "a quick disk stays with the loop"
+    await storage.close()
 
 
 async def test_load_is_ordered_by_key_and_knows_only_its_table(tmp_path: Path) -> None:
@@ -164,12 +232,27 @@ async def test_after_a_failure_every_call_fails(tmp_path: Path) -> None:
         await storage.commit([Put("t", b"k", b"w")])
     with pytest.raises(StorageError):
         await storage.load("t")
+    with pytest.raises(StorageError):
+        storage.commit_here([Put("t", b"k", b"w")])
+    await storage.close()
+    assert await contents(tmp_path) == {("t", b"k"): b"v"}
+
+
+async def test_a_failure_on_the_callers_thread_fails_every_later_call(tmp_path: Path) -> None:
+    storage = await Storage.open(tmp_path)
+    assert storage.commit_here([Put("t", b"k", b"v")])
+    storage._database.execute("PRAGMA query_only = ON")
+    with pytest.raises(StorageError):
+        storage.commit_here([Put("t", b"k", b"w")])
+    with pytest.raises(StorageError):
+        await storage.commit([Put("t", b"k", b"w")])
     await storage.close()
     assert await contents(tmp_path) == {("t", b"k"): b"v"}
 
 
 @pytest.mark.integration
-def test_kill_during_commits_leaves_every_acknowledged_commit_whole(tmp_path: Path) -> None:
+@pytest.mark.parametrize("way", ["thread", "here"])
+def test_kill_during_commits_leaves_every_acknowledged_commit_whole(tmp_path: Path, way: str) -> None:
     program = textwrap.dedent(
         """
         import asyncio, pathlib, sys
@@ -178,12 +261,14 @@ def test_kill_during_commits_leaves_every_acknowledged_commit_whole(tmp_path: Pa
         async def main():
             storage = await Storage.open(pathlib.Path(sys.argv[1]))
             for n in range(100_000):
-                await storage.commit([Put("a", b"%08d" % n, bytes(500)), Put("b", b"%08d" % n, bytes(500))])
+                writes = [Put("a", b"%08d" % n, bytes(500)), Put("b", b"%08d" % n, bytes(500))]
+                if sys.argv[2] == "thread" or not storage.commit_here(writes):
+                    await storage.commit(writes)
                 print(n, flush=True)
         asyncio.run(main())
         """
     )
-    child = subprocess.Popen([sys.executable, "-c", program, str(tmp_path)], stdout=subprocess.PIPE, text=True)
+    child = subprocess.Popen([sys.executable, "-c", program, str(tmp_path), way], stdout=subprocess.PIPE, text=True)
     assert child.stdout is not None
     acknowledged = -1
     for line in child.stdout:
