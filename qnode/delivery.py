@@ -13,6 +13,7 @@ from ledger.state import SaeState, State
 from ledger.transactions import KeyDelivered
 from qnode.context import Context
 from qnode.effects import Respond
+from qnode.gathering import Gathering
 from qnode.inputs import (
     Answer,
     DeliveredKey,
@@ -60,6 +61,7 @@ class Delivery:
         context: Context,
         keys: KeyStore,
         relay: Relay,
+        gathering: Gathering,
         state: Callable[[], State],
         rules: ChainRules,
         limits: DeliveryLimits,
@@ -69,6 +71,7 @@ class Delivery:
         self._context = context
         self._keys = keys
         self._relay = relay
+        self._gathering = gathering
         self._state = state
         self._rules = rules
         self._limits = limits
@@ -151,7 +154,7 @@ class Delivery:
             self.figures.keys_delivered_as_master += len(outcome.keys)
             self._respond(request_id, _answer(outcome.keys))
 
-        self._relay.transfer(key_ids, size_bits // 8, request.caller_sae, request.slave_sae, slave.node_id, done)
+        self._gathering.transfer(key_ids, size_bits // 8, request.caller_sae, request.slave_sae, slave.node_id, done)
 
     def _check_amount(self, request: GetKeys) -> RequestError | None:
         limits, size_bits = self._limits, request.size_bits

@@ -36,6 +36,7 @@ from qnode.context import Context
 from qnode.delivery import Delivery, DeliveryLimits
 from qnode.devices import DevicePlane, Devices
 from qnode.effects import Delete, Disconnect, Effect, Put, Respond, SendTo, TrafficClass
+from qnode.gathering import Gathering
 from qnode.identity import PresentSigner, RotationImpossible, grace_ends, make_rotation, peer_keys
 from qnode.inputs import (
     DeviceFrame,
@@ -181,10 +182,12 @@ class Node:
         for link in self._links.values():
             by_neighbour[link.peer] = (*by_neighbour.get(link.peer, ()), link.link_id)
         self._relay = Relay(self._context, self._keys, lambda: self._replica.state, self._rules, by_neighbour)
+        self._gathering = Gathering(self._context, self._relay)
         self._delivery = Delivery(
             self._context,
             self._keys,
             self._relay,
+            self._gathering,
             lambda: self._replica.state,
             self._rules,
             setup.limits,
@@ -269,6 +272,7 @@ class Node:
     def next_deadline_ns(self) -> int:
         """When `step` must be called with `Ticked` unless something happens before."""
         deadlines = [self._housekeeping_ns, self._replica.next_deadline_ns(), self._relay.next_deadline_ns()]
+        deadlines.append(self._gathering.next_deadline_ns())
         deadlines += [link.next_deadline_ns() for link in self._links.values()]
         return min(deadline for deadline in deadlines if deadline is not None)
 
@@ -280,6 +284,7 @@ class Node:
         if deadline is not None and deadline <= now_ns:
             self._tell_replica(ledger_inputs.TimePassed())
         self._relay.tick()
+        self._gathering.tick()
         for link in self._links.values():
             link.tick()
         if now_ns >= self._housekeeping_ns:

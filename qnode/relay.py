@@ -56,9 +56,10 @@ class Transferred:
 
 @dataclass(frozen=True, slots=True)
 class TransferFailed:
-    """No way led to the far node; nothing was delivered."""
+    """No way led to the far node; nothing was delivered. `is_late`: an answer was waited for in vain."""
 
     reason: str
+    is_late: bool = False
 
 
 Done = Callable[[Transferred | TransferFailed], None]
@@ -82,6 +83,7 @@ class _Own:
     first_link: str = ""
     deadline_ns: int = 0
     last_reason: str = "no link leads there"
+    is_late: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,7 +177,7 @@ class Relay:
             )
             self._send_transfer(path[1], message, taken[:TAG_KEY_BYTES])
             return
-        own.done(TransferFailed(own.last_reason))
+        own.done(TransferFailed(own.last_reason, own.is_late))
 
     def _reserve(
         self, link_id: str | None, size_bytes: int, master_sae: str, slave_sae: str, keys: int
@@ -430,7 +432,7 @@ class Relay:
         now_ns = self._context.now_ns
         for transfer_id in [key for key, own in self._own.items() if own.deadline_ns <= now_ns]:
             own = self._own.pop(transfer_id)
-            own.last_reason = f"no answer from {own.target} in time"
+            own.last_reason, own.is_late = f"no answer from {own.target} in time", True
             own.excluded.add(own.first_link)
             self._attempt(own)
         for transfer_id in [key for key, passing in self._passing.items() if passing.deadline_ns <= now_ns]:

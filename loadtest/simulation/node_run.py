@@ -79,8 +79,13 @@ class Applications:
         if self.stopped:
             return
         master, slave = self._random.sample(self._world.node_ids, 2)
-        self.fetch_key(master, slave, self._random.randint(1, 3), self._random.choice((128, 256, 1024)))
+        size_bits = self._random.choice((128, 256, 1024))
+        for _ in range(self._random.choice((1, 1, 1, 5))):  # what comes at once shares transfers
+            self._world.after(int(self._random.random() * 3 * MS), self._fetch, master, slave, size_bits)
         self._world.after(int(self._random.expovariate(1 / (100 * MS))), self._ask)
+
+    def _fetch(self, master: str, slave: str, size_bits: int) -> None:
+        self.fetch_key(master, slave, self._random.randint(1, 3), size_bits)
 
     def fetch_key(self, master: str, slave: str, number: int = 1, size_bits: int = 256) -> None:
         """Let the application at `master` ask for keys shared with the one at `slave`."""

@@ -371,13 +371,13 @@ def test_a_refused_relay_keeps_memory_and_disk_alike() -> None:
     net = RelayNet(LINE)
     net.filter = drop(KeyTransfer, "node-2", 9)
     assert net.ask("node-1", GetKeys("sae-1", "sae-3")) is None
-    assert net.ask("node-1", GetKeys("sae-1", "sae-3")) is None
+    assert net.ask("node-1", GetKeys("sae-1", "sae-3", 1, 128)) is None
     before = net.nodes["node-2"].keys.available_bytes("link-2-3")
     first, second = transfers(net)[:2]
     net.nodes["node-2"].relay._passing[b"X" * 16] = net.nodes["node-2"].relay._passing[first.transfer_id]
     net.filter = lambda source, target, frame: [] if isinstance(frame, KeyTransfer) and source == "node-2" else [frame]
     net.nodes["node-1"].context.entropy = Fixed(b"X" * 16, net.nodes["node-1"].context.entropy)
-    net.ask("node-1", GetKeys("sae-1", "sae-3"))
+    net.ask("node-1", GetKeys("sae-1", "sae-3", 1, 512))
     assert second.transfer_id != first.transfer_id
     assert net.nodes["node-2"].keys.available_bytes("link-2-3") == before
 

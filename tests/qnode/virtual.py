@@ -23,6 +23,7 @@ from protocol.session import SessionParameters
 from qnode.context import Context
 from qnode.delivery import Delivery, DeliveryLimits
 from qnode.effects import Delete, Disconnect, Effect, Log, Put, Respond, RunJob, SendTo
+from qnode.gathering import Gathering
 from qnode.inputs import FrameReceived, Input, JobDone, PeerConnected, PeerLost, Request, Requested, Ticked
 from qnode.keystore import KeyStore, PendingBlock
 from qnode.links import LinkConfiguration
@@ -370,6 +371,7 @@ class RelayNode:
     context: Context
     keys: KeyStore
     relay: Relay
+    gathering: Gathering
     delivery: Delivery
     disk: dict[str, dict[bytes, bytes]]
 
@@ -417,8 +419,9 @@ class RelayNet:
         chain: Any = self.chain
         rules = ChainRules(lambda: chain)
         relay = Relay(context, keys, lambda: chain, rules, by_neighbour)
-        delivery = Delivery(context, keys, relay, lambda: chain, rules, LIMITS, lambda key_id: ())
-        return RelayNode(context, keys, relay, delivery, {})
+        gathering = Gathering(context, relay)
+        delivery = Delivery(context, keys, relay, gathering, lambda: chain, rules, LIMITS, lambda key_id: ())
+        return RelayNode(context, keys, relay, gathering, delivery, {})
 
     def ask(self, name: str, request: Any) -> Any:
         """Put a request to a node and carry messages until none is left; None if it is not answered by then."""
@@ -449,6 +452,7 @@ class RelayNet:
         for node in self.nodes.values():
             node.context.begin(self.now_ns)
             node.relay.tick()
+            node.gathering.tick()
         self.pump()
 
     def lose(self, name: str) -> None:
