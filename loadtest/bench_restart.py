@@ -180,20 +180,21 @@ def _returned(cluster: Cluster, member: Member) -> _Return:
     begin_s = time.perf_counter()
     clusters.up(cluster, timeout_s=START_S_MAX)
     ready_s = time.perf_counter()
+    client = member.client(clusters.OPERATOR)
+    first: Status = client.call("GET", "/admin/v1/status")
     goal = committed_height(cluster.members[0])
     _require(goal > 0, f"{cluster.members[0].settings.node_id} does not answer")
-    client = member.client(clusters.OPERATOR)
-    looks: list[Status] = []
 
-    def caught_up() -> bool:
+    def caught_up() -> Status | None:
         try:
-            looks[1:] = [client.call("GET", "/admin/v1/status")]
+            status = client.call("GET", "/admin/v1/status")
         except CallFailed:
-            return False
-        return bool(looks[-1]["ledger"]["height"] >= goal)
+            return None
+        return status if status["ledger"]["height"] >= goal else None
 
-    awaited(f"{member.settings.node_id} at the tip", caught_up, timeout_s=CATCH_UP_S_MAX, pause_s=LOOK_S)
-    return _Return(ready_s - begin_s, time.perf_counter() - ready_s, looks[0], looks[-1])
+    name = member.settings.node_id
+    last: Status = awaited(f"{name} at the tip", caught_up, timeout_s=CATCH_UP_S_MAX, pause_s=LOOK_S)
+    return _Return(ready_s - begin_s, time.perf_counter() - ready_s, first, last)
 
 
 # ---- what is printed
