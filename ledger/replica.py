@@ -57,6 +57,7 @@ from ledger.inputs import (
     TransactionsSubmitted,
 )
 from ledger.listener import Listener
+from ledger.mempool import Mempool
 from ledger.messages import (
     BlocksMessage,
     BlocksWanted,
@@ -189,9 +190,9 @@ class Replica:
         return self._core.received_transactions
 
     @property
-    def mempool_age_heights(self) -> int:
-        """How many blocks went by without the other nodes' bundle that waits longest."""
-        return self._core.mempool.age_heights(self.height)
+    def mempool(self) -> Mempool:
+        """What waits for a block; read only."""
+        return self._core.mempool
 
     @property
     def wall_offset_ns(self) -> int:
@@ -262,7 +263,7 @@ class Replica:
             "mempool_bundles": len(mempool),
             "mempool_transactions": mempool.transaction_count,
             "mempool_size_bytes": mempool.size_bytes,
-            "mempool_age_heights": self.mempool_age_heights,
+            "mempool_age_heights": mempool.age_heights(self.height),
             "behind": self._sync.catch_up.is_behind(self.height),
             "evidence": len(self.evidence),
             "suspended": [node.node_id for node in self.state.nodes() if node.suspended],

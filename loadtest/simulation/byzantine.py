@@ -5,12 +5,14 @@ as it concerns messages; crashes, disks and the network are in `faults`.
 """
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 
+from ledger.bundle import Bundle, make_bundle
 from ledger.consensus import Proposal
 from ledger.inputs import MessageReceived
 from ledger.messages import (
+    BundleMessage,
     CertificatesMessage,
     Committed,
     Message,
@@ -20,6 +22,8 @@ from ledger.messages import (
     encode,
 )
 from ledger.outputs import Output, SendMessage
+from ledger.transactions import SaeRegistered
+from ledger.transactions import encode as encode_transaction
 from ledger.votes import FRESH, NO_DIGEST, Certificate, Kind, Statement, bitmap_of, statement_bytes
 from loadtest.simulation.checkers import decoded
 from loadtest.simulation.network import MS
@@ -34,10 +38,13 @@ LIES = (
     "late",
     "garbage",
     "flood_views",
+    "flood_bundles",
     "forge_certificates",
     "wrong_chain",
     "boast",
 )
+ODD_BUNDLES = 8
+"""Of one liar, for every proposal that it hears."""
 
 
 class Byzantine:
@@ -89,6 +96,9 @@ class Byzantine:
             outputs += self._agree(statement)
         if "flood_views" in self._lies:
             outputs += self._flood(statement)
+        if "flood_bundles" in self._lies:
+            made = odd_bundles(self._world, self._node, ODD_BUNDLES, self._random)
+            outputs += [output for bundle in made for output in self._to_all(BundleMessage(bundle.encoded))]
         if "forge_certificates" in self._lies:
             outputs += self._forge(content.proposal)
         return outputs
@@ -196,3 +206,22 @@ class Byzantine:
         payload[self._random.randrange(len(payload))] ^= 1 << self._random.randrange(8)
         cut = self._random.randrange(len(payload)) if self._random.random() < 0.3 else len(payload)
         return [self._to(message.peer, bytes(payload[:cut]))]
+
+
+def odd_bundles(world: World, node: SimulatedNode, count: int, generator: random.Random) -> Iterator[Bundle]:
+    """Yield bundles that a liar may make with its own key: good ones, doubles, gaps, far numbers, false signatures."""
+    committed = 0
+    if node.replica is not None and (known := node.replica.state.node(node.node_id)) is not None:
+        committed = known.sequence
+    limits, name = world.genesis.parameters, (world.genesis.chain_id, world.genesis.digest, node.node_id)
+    for place in range(count):
+        numbers = (committed + 1 + place, committed + 1, committed + 2 * place + 2, committed + 10_000, committed)
+        (sequence,) = generator.choices(numbers, (6, 2, 2, 1, 1))
+        bodies = [
+            encode_transaction(SaeRegistered(f"flood-{generator.getrandbits(64)}", node.node_id))
+            if generator.random() < 0.7
+            else generator.randbytes(40)
+            for _ in range(min(limits.bundle_transactions_max, 8))
+        ]
+        bundle = make_bundle(node.signer, *name, max(sequence, 1), tuple(bodies))
+        yield replace(bundle, signature=bytes(64)) if generator.random() < 0.05 else bundle

@@ -16,8 +16,10 @@ from ledger.core import (
 )
 from ledger.encoding import MalformedEncoding, digest, integer_key
 from ledger.guard import STEPS, Record
+from ledger.mempool import MempoolSettings
 from ledger.messages import Committed, Message, ProposalMessage, StatementMessage, decode
 from ledger.outputs import BlockCommitted, Erase, Output, PeerFaulted, SendMessage, SnapshotAdopted, Store
+from ledger.replica import Replica
 from ledger.votes import FRESH, Certificate, Evidence, Kind, Statement
 from loadtest.simulation.members import Members
 from loadtest.simulation.world import SimulatedNode, Stored, World
@@ -307,5 +309,16 @@ class Checkers:
         views = replica.consensus.book.views()
         window = 2 * 16 + 1
         self._require(len(views) <= window, 15, node, f"statements of {len(views)} views kept")
-        age = replica.mempool_age_heights
-        self._require(age <= settings.mempool.age_heights_max, 15, node, f"a bundle waits here for {age} heights")
+        self._check_mempool(node, replica, settings.mempool)
+
+    def _check_mempool(self, node: SimulatedNode, replica: Replica, settings: MempoolSettings) -> None:
+        """Bounded by age, and by count and bytes of every sender."""
+        pool, genesis = replica.mempool, self.world.genesis
+        age = pool.age_heights(replica.height)
+        self._require(age <= settings.age_heights_max, 15, node, f"a bundle waits here for {age} heights")
+        bundles_max = settings.sender_bundles_max * replica.state.node_count
+        self._require(len(pool) <= bundles_max, 15, node, f"{len(pool)} bundles wait here")
+        share_bytes = max(settings.size_bytes_max // len(genesis.nodes), genesis.parameters.bundle_size_bytes_max)
+        size_bytes = pool.size_bytes
+        enough = size_bytes <= share_bytes * replica.state.node_count
+        self._require(enough, 15, node, f"{size_bytes} bytes of bundles wait here")
