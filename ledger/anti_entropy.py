@@ -5,6 +5,7 @@ Whether a received block is valid is decided by the replica that appends it.
 
 from ledger.block import Block
 from ledger.catch_up import CatchUp
+from ledger.collection import VoteCollection
 from ledger.core import Core
 from ledger.messages import (
     BlocksMessage,
@@ -24,8 +25,9 @@ from ledger.votes import Certificate
 class AntiEntropy:
     """Statuses, gaps and the one question for blocks that may be open."""
 
-    def __init__(self, core: Core, snapshot_sync: SnapshotSync) -> None:
+    def __init__(self, core: Core, collection: VoteCollection, snapshot_sync: SnapshotSync) -> None:
         self.snapshot_sync = snapshot_sync
+        self._collection = collection
         self.catch_up = CatchUp(core.settings.catch_up_timeout_ns)
         self.deadline_ns: int | None = None
         self._core = core
@@ -39,24 +41,34 @@ class AntiEntropy:
         self._informed.add(peer)
 
     def tell_decision(self, block: Block, certificate: Certificate) -> None:
-        """Tell it to the neighbours that are no hubs and are not known to have it.
+        """Tell it to the neighbours that are not known to have it, nor to get it otherwise: hubs have all the votes.
 
+        Where the leader collects the votes, he tells everybody, and the others spare the hubs that he is connected to.
         The certificate may hold this node's own statement of this step, which must not leave before it is durable.
         """
-        core, validators = self._core, self._core.consensus.validators
+        core = self._core
         peers = [
             peer
             for peer in core.overlay.peers
             if peer not in self._informed
-            and not core.overlay.is_hub(peer, validators)
+            and not self._is_told_otherwise(peer)
             and self.catch_up.height_of(peer) < block.height
         ]
         message = Committed(block.header, tuple(bundle.digest for bundle in block.bundles), certificate)
-        core.send_to_all(peers, message, urgent=True, after_sync=core.node_id in validators.indices)
+        core.send_to_all(peers, message, urgent=True, after_sync=core.node_id in core.consensus.validators.indices)
 
-    def forget_height(self) -> None:
-        """Start on the next height."""
-        self._informed.clear()
+    def _is_told_otherwise(self, peer: str) -> bool:
+        core, leader = self._core, self._core.consensus.leader(0)
+        if not core.overlay.is_hub(peer, core.consensus.validators):
+            return False
+        if not core.collects_votes:
+            return True
+        return leader != core.node_id and (peer == leader or core.overlay.are_joined(leader, peer))
+
+    def forget_height(self) -> set[str]:
+        """Start on the next height; returns the neighbours that told of the decision about this one."""
+        informed, self._informed = self._informed, set()
+        return informed
 
     # ---- statuses
 
@@ -113,7 +125,7 @@ class AntiEntropy:
         core = self._core
         if self._waits_for_decision(peer):
             return
-        gap = gap_of(core.consensus, status)
+        gap = gap_of(core.consensus, status, collects=self._collection.goes_well)
         if gap.certificates:
             core.send(peer, CertificatesMessage(gap.certificates), urgent=True, after_sync=True)
         for view in gap.proposed_views:

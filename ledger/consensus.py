@@ -87,6 +87,11 @@ class Timing:
     lost_leader_timeout_ns: int
     """The view timer when the leader was connected to this node and is gone: the wait for it is in vain."""
 
+    @property
+    def collection_ns(self) -> int:
+        """How long the leader may take to certify a vote that only he was told: T0 / 3 (SPEC 6.8)."""
+        return self.view_timeout_ns // 3
+
     def view_ns(self, view: int, leader_lost: bool) -> int:
         """Return T(v) = T0 · min(1.4^v, 60)."""
         base_ns = min(self.lost_leader_timeout_ns, self.view_timeout_ns) if leader_lost else self.view_timeout_ns
@@ -126,7 +131,7 @@ class Consensus:
         self.started_ns = now_ns
         self._node_id = node_id
         self._is_validator = node_id in validators.indices
-        self._timing = timing
+        self.timing = timing
         self._block_fault = block_fault
         self._is_lost = is_lost
         self._said: dict[Kind, set[int]] = {kind: set() for kind in Kind}
@@ -190,6 +195,10 @@ class Consensus:
         """Return the leader of `view` at this height."""
         return self.validators.leader(self.height, view)
 
+    def has_said(self, kind: Kind, view: int) -> bool:
+        """Say whether this node has said a statement of this kind in `view`."""
+        return view in self._said[kind]
+
     # ---- what to do
 
     def next_action(self, now_ns: int) -> Action | None:
@@ -223,7 +232,7 @@ class Consensus:
 
     @property
     def _heartbeat_deadline_ns(self) -> int:
-        return self.started_ns + self._timing.heartbeat_ns
+        return self.started_ns + self.timing.heartbeat_ns
 
     def _finish(self) -> Action | None:
         """Rule 7."""
@@ -264,7 +273,7 @@ class Consensus:
         """Rule 1."""
         self.view = view
         self._finalize_deadline_ns = None
-        self._view_deadline_ns = now_ns + self._timing.view_ns(view, self._is_lost(self.leader(view)))
+        self._view_deadline_ns = now_ns + self.timing.view_ns(view, self._is_lost(self.leader(view)))
         self.book.forget_before(view - VIEW_WINDOW)
         return True
 
@@ -274,12 +283,12 @@ class Consensus:
             return
         waiting = self.view > 0 or self.work_waiting or self.view in self.proposals
         if waiting or now_ns >= self._heartbeat_deadline_ns or self.book.speakers(0) > self.validators.faulty_max:
-            self._view_deadline_ns = now_ns + self._timing.view_ns(self.view, self._is_lost(self.leader(self.view)))
+            self._view_deadline_ns = now_ns + self.timing.view_ns(self.view, self._is_lost(self.leader(self.view)))
 
     def hurry(self, now_ns: int) -> None:
         """Shorten the armed timer: the leader of this view was lost."""
         if self._view_deadline_ns is not None and self._is_lost(self.leader(self.view)):
-            soon = now_ns + self._timing.view_ns(self.view, True)
+            soon = now_ns + self.timing.view_ns(self.view, True)
             self._view_deadline_ns = min(self._view_deadline_ns, soon)
 
     def _finalize(self, now_ns: int) -> Action | None:
@@ -287,10 +296,10 @@ class Consensus:
         notarization = self.notarizations.get(self.view)
         if notarization is None or not self._can_say(Kind.FINALIZE):
             if notarization is not None and self._finalize_deadline_ns is None:
-                self._finalize_deadline_ns = now_ns + self._timing.finalize_timeout_ns
+                self._finalize_deadline_ns = now_ns + self.timing.finalize_timeout_ns
             return None
         self._said[Kind.FINALIZE].add(self.view)
-        self._finalize_deadline_ns = now_ns + self._timing.finalize_timeout_ns
+        self._finalize_deadline_ns = now_ns + self.timing.finalize_timeout_ns
         return Say(Kind.FINALIZE, self.view, notarization.block, FRESH)
 
     def _can_say(self, kind: Kind) -> bool:

@@ -74,6 +74,9 @@ class ReplicaSettings:
     """A fresh block further from this node's wall clock is not voted for: bounds what a wrong clock can do."""
     bundle_interval_ns: int = 2 * MS
     """Submissions within this time share a bundle: one signature check saved per bundle at every node."""
+    direct_votes_max: int = 7
+    """Committees up to this size tell their votes to each other: the fewest hops. Larger ones have the leader collect
+    them (SPEC 6.8): n² messages per round cost more than two hops."""
     later_messages_max: int = 4096
     """Messages kept for the next height; more are dropped and come again by anti-entropy."""
     later_size_bytes_max: int = 8_388_608
@@ -168,6 +171,11 @@ class Core:
     def is_hub(self) -> bool:
         """Whether this node votes at the height in progress and is connected to a quorum of those who do."""
         return self.overlay.is_hub(self.node_id, self.consensus.validators)
+
+    @property
+    def collects_votes(self) -> bool:
+        """Whether the committee of the height in progress is so large that its leaders collect the votes (6.8)."""
+        return len(self.consensus.validators.node_ids) > self.settings.direct_votes_max
 
     def send_to_all(self, peers: list[str], message: Message, *, urgent: bool, after_sync: bool) -> None:
         """Send one message to some neighbours, encoded once."""

@@ -89,6 +89,10 @@ class Overlay:
             if received_from is None or received_from not in self._adjacent[peer]
         ]
 
+    def are_joined(self, node_id: str, peer: str) -> bool:
+        """Say whether another node is known to be connected to a neighbour."""
+        return node_id in self._adjacent.get(peer, ())
+
     def is_hub(self, node_id: str, validators: Validators) -> bool:
         """Say whether this node or a neighbour is a validator that is connected to a quorum, itself counted."""
         if node_id not in validators.indices:

@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 from ledger.block import transaction_root
 from ledger.bodies import Bodies
+from ledger.collection import VoteCollection
 from ledger.consensus import VIEW_WINDOW, Proposal
 from ledger.core import CERTIFICATE_TABLE, EVIDENCE_TABLE, Core
 from ledger.encoding import integer_key
@@ -24,12 +25,18 @@ class Listener:
     """Takes statements, proposals and certificates of the height in progress. `evidence` outlives heights."""
 
     def __init__(
-        self, core: Core, bodies: Bodies, report: Callable[[bytes], None], remember: Callable[[Statement], None]
+        self,
+        core: Core,
+        bodies: Bodies,
+        collection: VoteCollection,
+        report: Callable[[bytes], None],
+        remember: Callable[[Statement], None],
     ) -> None:
         """`report` submits a transaction under this node's name; `remember` takes an own, forgotten statement."""
         self.evidence: dict[bytes, Evidence] = {}
         self._core = core
         self._bodies = bodies
+        self._collection = collection
         self._report = report
         self._remember = remember
 
@@ -79,6 +86,7 @@ class Listener:
         certificate = self._core.consensus.on_statement(statement)
         if certificate is not None:
             self._keep_certificate(certificate)
+            self._collection.on_completed(certificate)
 
     def _keep_certificate(self, certificate: Certificate) -> None:
         """Make a notarization or nullification durable before anything that rests on it is sent."""
@@ -140,6 +148,7 @@ class Listener:
                 return
             consensus.on_certificate(certificate)
             self._keep_certificate(certificate)
+            self._collection.on_told(certificate, peer)
 
     def on_committed(self, peer: str, committed: Committed) -> None:
         """Take what the others decided: one certificate in place of all the statements that led to it (6.6)."""

@@ -15,6 +15,7 @@ from ledger.bodies import Bodies
 from ledger.bundle import MalformedBundle
 from ledger.catch_up import Arrived
 from ledger.chain import BLOCK_TABLE, SET_CHANGE_TABLE, Archive, Chain
+from ledger.collection import VoteCollection
 from ledger.consensus import (
     Action,
     Commit,
@@ -131,12 +132,13 @@ class Replica:
         self._keys = keys
         self._own = OwnTransactions(self._core, keys)
         self._bodies = Bodies(self._core)
-        self._listener = Listener(self._core, self._bodies, self._own.report, self._remember)
+        self._collection = VoteCollection(self._core)
+        self._listener = Listener(self._core, self._bodies, self._collection, self._own.report, self._remember)
         self._may_have_forgotten = may_have_forgotten
         self._append_again_ns: int | None = None
         self._snapshots = Snapshots(self._core)
         self._snapshot_sync = SnapshotSync(self._core, self._snapshots, self._adopt)
-        self._sync = AntiEntropy(self._core, self._snapshot_sync)
+        self._sync = AntiEntropy(self._core, self._collection, self._snapshot_sync)
         self._smoothed_height_ns = 0
         self._work_since_ns: int | None = None
         self.upgrade_needed: str | None = None
@@ -243,6 +245,7 @@ class Replica:
             self._append_again_ns,
             self._snapshots.deadline_ns(),
             self._snapshot_sync.deadline_ns(),
+            None if stopped else self._collection.deadline_ns(),
         )
         return min((deadline for deadline in deadlines if deadline is not None), default=None)
 
@@ -454,6 +457,8 @@ class Replica:
         self._snapshots.tick()
         self._snapshot_sync.tick()
         self._recall.tick(self._core.now_ns, self._sync.catch_up.is_behind(self.height))
+        if self._collection.tick():
+            self._sync.announce(self._core.some_peers())  # who is further pushes what the leader kept from this node
         while self.upgrade_needed is None:
             if not self._numbers_unknown:
                 self._own.flush()
@@ -517,7 +522,7 @@ class Replica:
             return
         if kind is Kind.VOTE:
             self._bodies.store(self.consensus.bodies[block])
-        self._core.spread_statement(StatementMessage(statement), statement, None)
+        self._collection.say(statement)
         self._listener.count(statement)
 
     def _propose(self, view: int, block: Block | None, justified: int) -> None:
@@ -574,7 +579,7 @@ class Replica:
         self._watch_clock(block)
         self._adapt(block)
         self._bodies.forget_height(block.bundles)
-        self._sync.forget_height()
+        self._collection.leave_height(self._sync.forget_height())
         self._core.consensus = self._new_consensus()
         self._watch_versions()
         self._take_later()
@@ -612,7 +617,7 @@ class Replica:
         core.outputs.append(SnapshotAdopted(head.height))
         core.note("info", "snapshot_adopted", height=head.height, blocks_not_executed=head.height - former)
         self._bodies.forget_height(())
-        self._sync.forget_height()
+        self._collection.leave_height(self._sync.forget_height())
         core.consensus = self._new_consensus()
         self._later, self._later_size_bytes = {}, 0
         self._watch_versions()

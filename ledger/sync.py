@@ -59,8 +59,11 @@ class Gap:
     proposed_views: tuple[int, ...]
 
 
-def gap_of(consensus: Consensus, status: Status) -> Gap:
-    """Compare a neighbour's status of the same height with what is held here; newest views first."""
+def gap_of(consensus: Consensus, status: Status, *, collects: bool = False) -> Gap:
+    """Compare a neighbour's status of the same height with what is held here; newest views first.
+
+    `collects`: the leader of view 0 has its votes, and tells what becomes of them.
+    """
     notarized, nullified = set(bits_of(status.notarized_views)), set(bits_of(status.nullified_views))
     certificates = [c for view, c in consensus.notarizations.items() if view not in notarized]
     certificates += [c for view, c in consensus.nullifications.items() if view not in nullified]
@@ -73,6 +76,8 @@ def gap_of(consensus: Consensus, status: Status) -> Gap:
         for kind in CERTIFIED:
             if view in {Kind.VOTE: notarized, Kind.NULLIFY: nullified}.get(kind, ()):
                 continue  # the certificate says it all
+            if collects and view == 0 and kind is not Kind.NULLIFY:
+                continue
             statements += consensus.book.missing(kind, view, held.get((int(kind), view), b""))
     proposed = set(bits_of(status.proposed_views))
     views = [v for v in sorted({status.view, consensus.view}) if v in consensus.proposals and v not in proposed]

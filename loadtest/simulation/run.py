@@ -1,7 +1,7 @@
 """One run: a safety phase full of faults, healing, a liveness phase, and the checks at the end."""
 
 import random
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from ledger.inputs import TransactionsSubmitted
 from ledger.mempool import MempoolSettings
@@ -32,9 +32,24 @@ LIVENESS_BOUND_NS = 300_000 * MS
 HEIGHTS_AFTER_HEALING = 3
 
 
+def settings_of(seed: int) -> ReplicaSettings:
+    """Return the settings of a seed: in half of them the leader collects the votes, however few vote."""
+    return replace(SETTINGS, direct_votes_max=0) if seed % 4 < 2 else SETTINGS
+
+
+@dataclass(frozen=True)
+class Traffic:
+    """What was counted since some moment of the run."""
+
+    heights: int
+    events: int
+    messages: int
+    bytes_sent: int
+
+
 @dataclass(frozen=True)
 class RunResult:
-    """What one run did; `violation` is None if every invariant held."""
+    """What one run did; `violation` is None if every invariant held. `settled`: from the middle of the plan on."""
 
     seed: int
     nodes: int
@@ -50,6 +65,7 @@ class RunResult:
     transactions: int
     messages: int
     bytes_sent: int
+    settled: Traffic
     set_changes: int
     decisions: int
     rotations: int
@@ -109,15 +125,17 @@ def run_seed(
     topology: str | None = None,
     plan: FaultPlan | None = None,
     keep_trace: bool = False,
-    settings: ReplicaSettings = SETTINGS,
+    settings: ReplicaSettings | None = None,
     dropped_tables: frozenset[str] = frozenset(),
     disk_checks: bool = True,
 ) -> RunResult:
     """Run one seed to its end or to its first violation.
 
-    `dropped_tables` breaks every disk, and without `disk_checks` none looks at its checksums (for tests).
+    `settings` are those of the seed where none are given. `dropped_tables` breaks every disk, and without
+    `disk_checks` none looks at its checksums (for tests).
     """
     plan = plan or FaultPlan()
+    settings = settings or settings_of(seed)
     voting = nodes if validators is None else validators
     checkers = Checkers()
     chosen = topology or choose_topology(seed)
@@ -132,6 +150,8 @@ def run_seed(
         if node.node_id not in world.spare_ids:
             world.at(0, node.start)
     workload = Workload(world, faults)
+    middle: list[Traffic] = []
+    world.at(plan.duration_ns // 2, lambda: middle.append(_traffic(world, checkers)))
     churn = Churn(world, plan, faults, checkers.members, draw, workload.submit)
     violation = None
     try:
@@ -139,6 +159,7 @@ def run_seed(
         _heal_and_check(world, faults, churn, workload, checkers)
     except Exception as error:  # whatever the cores raise is a finding of this seed
         violation = f"{type(error).__name__}: {error}"
+    end, start = _traffic(world, checkers), middle[0] if middle else Traffic(0, 0, 0, 0)
     return RunResult(
         seed=seed,
         nodes=nodes,
@@ -154,6 +175,12 @@ def run_seed(
         transactions=len(checkers.executed),
         messages=world.network.messages_sent,
         bytes_sent=world.network.bytes_sent,
+        settled=Traffic(
+            end.heights - start.heights,
+            end.events - start.events,
+            end.messages - start.messages,
+            end.bytes_sent - start.bytes_sent,
+        ),
         set_changes=checkers.members.changes,
         decisions=sum(1 for ballot in checkers.members.ballots.values() if ballot.decided),
         rotations=churn.rotations,
@@ -162,6 +189,11 @@ def run_seed(
         violation=violation,
         trace=tuple(world.trace_lines or ()),
     )
+
+
+def _traffic(world: World, checkers: Checkers) -> Traffic:
+    network, height = world.network, max(checkers.committed, default=0)
+    return Traffic(height, world.events, network.messages_sent, network.bytes_sent)
 
 
 def _heal_and_check(world: World, faults: Faults, churn: Churn, workload: Workload, checkers: Checkers) -> None:

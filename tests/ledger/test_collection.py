@@ -1,0 +1,123 @@
+"""SPEC 6.8: the leader collects a large committee's votes; nothing rests on him."""
+
+from collections import Counter
+
+import pytest
+
+from ledger.inputs import PeerDown, TransactionsSubmitted
+from ledger.messages import CertificatesMessage, Committed, StatementMessage, decode
+from ledger.outputs import SendMessage
+from ledger.replica import ReplicaSettings
+from ledger.transactions import SaeRegistered
+from ledger.votes import Kind
+from tests.ledger.cluster import MS, Net, make_genesis
+
+NAMES = tuple(f"n{i}" for i in range(9))
+T0_NS = ReplicaSettings().view_timeout_min_ns
+
+
+@pytest.fixture
+def net() -> Net:
+    """Nine that vote, a full mesh, and know of each other who is connected to whom."""
+    net = Net(make_genesis(NAMES), NAMES)
+    net.pass_time(5_000 * MS)
+    record(net)
+    net.pass_time(100 * MS)
+    net.outputs.clear()
+    return net
+
+
+def record(net: Net, node: str = "n0") -> None:
+    net.give(node, TransactionsSubmitted(1, (SaeRegistered(f"sae-{net.now_ns}", node),)))
+
+
+def leader_of(net: Net) -> str:
+    return net.replicas["n0"].consensus.leader(0)
+
+
+def votes_sent(net: Net) -> Counter[tuple[str, Kind]]:
+    """How often each node sent each kind of statement."""
+    found: Counter[tuple[str, Kind]] = Counter()
+    for node, output in net.outputs:
+        if isinstance(output, SendMessage):
+            message = decode(output.payload)
+            if isinstance(message, StatementMessage):
+                found[node, message.statement.kind] += 1
+    return found
+
+
+def heights(net: Net) -> set[int]:
+    return {replica.height for replica in net.replicas.values()}
+
+
+def test_each_vote_travels_once_and_only_to_the_leader(net: Net) -> None:
+    leader, before = leader_of(net), net.replicas["n0"].height
+    record(net)
+    assert heights(net) == {before + 1}, "and nothing waited for a timer"
+    others = [name for name in NAMES if name != leader]
+    assert votes_sent(net) == {(name, kind): 1 for name in others for kind in (Kind.VOTE, Kind.FINALIZE)}
+    told = Counter(node for node, output in net.outputs if isinstance(output, SendMessage) and _is_certified(output))
+    assert told == {leader: 2 * len(others)}
+
+
+def _is_certified(output: SendMessage) -> bool:
+    return isinstance(decode(output.payload), CertificatesMessage | Committed)
+
+
+def test_a_small_committee_tells_votes_to_all() -> None:
+    net = Net(make_genesis())
+    net.pass_time(5_000 * MS)
+    net.outputs.clear()
+    record(net, "alpha")
+    assert votes_sent(net) == {(name, kind): 3 for name in net.replicas for kind in (Kind.VOTE, Kind.FINALIZE)}
+
+
+@pytest.mark.parametrize("kept", [CertificatesMessage, Committed])
+def test_a_leader_that_keeps_certificates_to_himself_delays_by_a_third_of_the_view(net: Net, kept: type) -> None:
+    leader, before, began_ns = leader_of(net), net.replicas["n0"].height, net.now_ns
+    net.filter = lambda source, target, payload: source != leader or not isinstance(decode(payload), kept)
+    record(net)
+    others = {name: replica for name, replica in net.replicas.items() if name != leader}
+    assert {replica.height for replica in others.values()} == {before}
+    net.pass_time(T0_NS // 3)
+    assert net.now_ns - began_ns < T0_NS
+    assert {replica.height for replica in others.values()} == {before + 1}
+    assert {commit.certificate.view for name in others for commit in net.commits(name)} == {0}
+
+
+def test_votes_for_a_leader_that_is_lost_are_spread_at_once(net: Net) -> None:
+    leader, before = leader_of(net), net.replicas["n0"].height
+    net.filter = lambda source, target, payload: (
+        leader not in (source, target)
+        or not isinstance(decode(payload), StatementMessage | CertificatesMessage | Committed)
+    )
+    record(net)
+    net.stop(leader)
+    for name in net.replicas:
+        net.give(name, PeerDown(leader))
+    assert heights(net) == {before + 1}, "no timer passed"
+
+
+def test_who_is_not_connected_to_the_leader_votes_to_all_and_is_told_by_others(net: Net) -> None:
+    before = net.replicas["n0"].height
+    leader = leader_of(net)
+    lonely = next(name for name in NAMES if name not in (leader, "n0"))
+    net.filter = lambda source, target, payload: {source, target} != {leader, lonely}
+    net.give(leader, PeerDown(lonely))
+    net.give(lonely, PeerDown(leader))
+    assert leader_of(net) == leader
+    for _ in range(2):
+        net.pass_time(1_000 * MS)
+    record(net)
+    assert net.replicas[lonely].height == before + 1, "no timer passed"
+    assert len({replica.state.root for replica in net.replicas.values()}) == 1
+
+
+def test_votes_of_the_next_views_go_to_all(net: Net) -> None:
+    leader, before = leader_of(net), net.replicas["n0"].height
+    net.stop(leader)
+    net.outputs.clear()
+    record(net, "n0" if leader != "n0" else "n1")
+    net.pass_time(3 * T0_NS)
+    assert heights(net) == {before + 1}
+    assert min(votes_sent(net)[name, Kind.FINALIZE] for name in net.replicas) >= len(net.replicas) - 1
