@@ -188,7 +188,8 @@ def tip_anchor(chain: Chain) -> Anchor:
 def _committed(chain: Chain, height: int) -> tuple[Block, Certificate]:
     stored = chain.stored_block(height)
     if stored is None:
-        raise ProofError(f"there is no committed block {height} here")
+        kept = f": this node keeps blocks from {chain.floor} on; ask one that keeps more" if chain.floor > 1 else ""
+        raise ProofError(f"there is no committed block {height} here{kept}")
     return Block.decode(stored.block, chain.genesis.parameters), Certificate.decode(stored.certificate)
 
 

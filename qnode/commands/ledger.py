@@ -153,9 +153,21 @@ def verify(directory: Path, as_json: bool) -> None:
                 for x in documents
             ],
         )
+        for report in documents:
+            if report["first_height"] > 1:
+                click.echo(f"{report['node_id']}: blocks before {report['first_height']:,} {_BEFORE[report['how']]}")
         click.echo("\n".join(faults) if faults else "the chain holds on every node")
     if faults:
         sys.exit(1)
+
+
+_OVER_API: Final = "over its API"
+_ON_DISK: Final = "on its disk"
+_FROM_SNAPSHOT: Final = "on its disk, from its snapshot on"
+_BEFORE: Final = {
+    _OVER_API: "are not kept and were not compared",
+    _FROM_SNAPSHOT: "were not executed: a quorum's certificate stands for the state after them",
+}
 
 
 def _report(member: Member, how: str, digests: dict[int, str], transactions: int, fault: str | None) -> dict[str, Any]:
@@ -181,12 +193,12 @@ def _verify_running(member: Member) -> dict[str, Any]:
         blocks = _blocks(member, height, PAGE_BLOCKS)
         for block in blocks:
             if block["height"] != height or (previous is not None and block["previous"] != previous):
-                return _report(member, "over its API", digests, transactions, f"height {height} does not follow")
+                return _report(member, _OVER_API, digests, transactions, f"height {height} does not follow")
             previous = digests[height] = block["digest"]
             transactions += len(block["transactions"])
             height += 1
         if not blocks:
-            return _report(member, "over its API", digests, transactions, None)
+            return _report(member, _OVER_API, digests, transactions, None)
 
 
 def _verify_stored(found: Cluster, member: Member) -> dict[str, Any]:
@@ -208,13 +220,13 @@ def _verify_stored(found: Cluster, member: Member) -> dict[str, Any]:
     if not (member.settings.state_directory / FILE_NAME).exists():
         return _report(member, "nothing stored", {}, 0, None)
     stored = asyncio.run(load())
-    blocks, snapshot, how = stored[BLOCK_TABLE], None, "on its disk"
+    blocks, snapshot, how = stored[BLOCK_TABLE], None, _ON_DISK
     try:
         head = newest_head(stored[SNAPSHOT_HEAD_TABLE])
     except CorruptLedger as error:
         return _report(member, how, {}, 0, str(error))
     if head is not None and (not blocks or blocks[0][0] != integer_key(1)):
-        snapshot, how = (head, stored[SNAPSHOT_TABLE], stored[SET_CHANGE_TABLE]), "on its disk, from its snapshot on"
+        snapshot, how = (head, stored[SNAPSHOT_TABLE], stored[SET_CHANGE_TABLE]), _FROM_SNAPSHOT
     report = verify_chain(found.genesis, blocks, snapshot=snapshot)
     return _report(member, how, report.digests, report.transactions, report.fault)
 

@@ -4,22 +4,26 @@ import datetime
 import math
 import sys
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any, Final
 from urllib.parse import quote
 
 import click
 
-from qnode.cluster import OPERATOR, Cluster
+from qnode.client import CallFailed
+from qnode.cluster import OPERATOR, Cluster, Member
 from qnode.commands.output import cluster_option, json_option, print_json, print_table
 
 if TYPE_CHECKING:
     from ledger.delivery_proof import Statement
 
+NOT_NOW: Final = 503
+"""What a node answers that does not have the blocks which a proof takes."""
+
 
 @click.command(short_help="Write the proof of a delivered key.")
 @click.argument("key_id", metavar="KEY_ID")
 @cluster_option
-@click.option("--node", "node_id", help="Ask this node; the first that runs without it. Any node has every proof.")
+@click.option("--node", "node_id", help="Ask this node alone. Without it, the first that runs and keeps the blocks.")
 def prove(key_id: str, directory: Path, node_id: str | None) -> None:
     """Write proof.json of the delivered key KEY_ID to standard output.
 
@@ -33,9 +37,8 @@ def prove(key_id: str, directory: Path, node_id: str | None) -> None:
     from ledger.delivery_proof import CheckFailed, check_delivery
 
     found = Cluster.open(directory)
-    running = next((member for member in found.members if member.process), found.members[0])
-    member = running if node_id is None else found.member(node_id)
-    document = member.client(OPERATOR).call("GET", f"/admin/v1/ledger/proofs/{quote(key_id, safe='')}")
+    running = [member for member in found.members if member.process] or list(found.members[:1])
+    member, document = _asked(running if node_id is None else [found.member(node_id)], key_id)
     try:
         statement = check_delivery(document, found.genesis)
     except CheckFailed as error:
@@ -44,6 +47,17 @@ def prove(key_id: str, directory: Path, node_id: str | None) -> None:
     print_json(document)
     if not statement.ok:
         click.echo(f"qnode: {_verdict(statement)}", err=True)
+
+
+def _asked(members: list[Member], key_id: str) -> tuple[Member, dict[str, Any]]:
+    """Ask one node after the other: those that prune, or began at a snapshot, do not have every block. CallFailed."""
+    for member in members:
+        try:
+            return member, member.client(OPERATOR).call("GET", f"/admin/v1/ledger/proofs/{quote(key_id, safe='')}")
+        except CallFailed as error:
+            if error.status != NOT_NOW or member is members[-1]:
+                raise
+    raise AssertionError("there is at least one node to ask")
 
 
 @click.command(short_help="Check the proof of a delivered key, offline.")

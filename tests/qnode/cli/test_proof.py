@@ -1,9 +1,9 @@
 """`qnode ledger prove` and `check`, as a user calls them; the chain is that of the ledger's own tests."""
 
 import json
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from click.testing import CliRunner, Result
@@ -12,8 +12,9 @@ from ledger.delivery_proof import prove_delivery
 from ledger.inputs import TransactionsSubmitted
 from ledger.transactions import AlarmRaised, KeyDelivered, SaeRegistered
 from qnode import cli
-from qnode.client import NodeClient
-from qnode.commands.proof import _epsilon
+from qnode.client import CallFailed, NodeClient
+from qnode.cluster import Member
+from qnode.commands.proof import _asked, _epsilon
 from tests.ledger.cluster import MS, Net, make_genesis, make_key_block
 
 KEY_ID = "2ae3e385-4e51-4458-b1c1-69066a4cb6d7"
@@ -163,3 +164,27 @@ def test_a_trusted_height_is_written_by_a_good_check_and_believes_nothing_older(
     trusted.write_text("{}")
     result = invoke("check", proof, "--genesis", genesis, "--trusted", str(trusted))
     assert result.exit_code == 2 and "--write-trusted" in result.output
+
+
+@dataclass(frozen=True)
+class _Answering:
+    """A node that answers with a document, or with an error of this status."""
+
+    answer: dict[str, Any] | int
+
+    def client(self, name: str) -> "_Answering":
+        return self
+
+    def call(self, method: str, path: str) -> dict[str, Any]:
+        if isinstance(self.answer, int):
+            raise CallFailed(self.answer, f"status {self.answer}")
+        return self.answer
+
+
+def test_nodes_that_do_not_have_the_blocks_are_passed_over() -> None:
+    pruned, whole, broken = _Answering(503), _Answering({"key_id": KEY_ID}), _Answering(500)
+    assert _asked(cast(list[Member], [pruned, pruned, whole, broken]), KEY_ID) == (whole, {"key_id": KEY_ID})
+    for members, status in (([pruned, pruned], 503), ([broken, whole], 500)):
+        with pytest.raises(CallFailed) as failed:
+            _asked(cast(list[Member], members), KEY_ID)
+        assert failed.value.status == status
