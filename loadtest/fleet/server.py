@@ -1,9 +1,9 @@
 """The fork server: a process with everything imported that becomes a node in milliseconds, and that cleans up.
 
 It holds no thread, event loop or socket of a node, so that a fork of it is whole; what it has imported is shared by all
-nodes and frozen out of their collections. It lives as long as the other end of its control socket: when the harness
-ends, however it ends, the kernel closes that end, and the server kills every node and removes their directory. When
-the server itself dies, the kernel kills its nodes (PR_SET_PDEATHSIG).
+nodes, packed so that they write to few of its pages, and frozen out of their collections. It lives as long as the other
+end of its control socket: when the harness ends, however it ends, the kernel closes that end, and the server kills
+every node and removes their directory. When the server itself dies, the kernel kills its nodes (PR_SET_PDEATHSIG).
 
 Control socket: one JSON object per packet. In: `start` {node_id, config, log, program}, `signal` {node_id, number}.
 Out: what a node says when it is ready or why not (sent by the node itself), {node_id, ended: exit code}.
@@ -25,7 +25,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final, NoReturn
 
-from loadtest.fleet.rehearsal import rehearse
+from loadtest.fleet import packing
 
 PACKET_SIZE_BYTES_MAX: Final = 65_536
 REASON_LENGTH_MAX: Final = 2_000  # of a node that cannot start; its log has the rest
@@ -184,17 +184,65 @@ def _redirect(log: Path) -> None:
     os.close(output)
 
 
+def prepare() -> None:
+    """Become what nodes are forked from: everything imported and rehearsed, what they write to packed together."""
+    kept = packing.share(_scouted())
+    rehearse = _import()
+    rehearse()  # what runs only once is not what nodes run
+    with packing.running_code() as run:
+        rehearse()
+    gc.collect()
+    packing.fill_holes()
+    packing.pack(run)
+    del run, kept  # the code that is in use no longer, the words that nothing uses
+    rehearse()  # the interpreter specialises the copies
+    gc.collect()
+    gc.disable()  # `qnode.daemon` sets its own thresholds; see there
+    packing.fill_holes()
+    gc.freeze()
+
+
+def _import() -> Callable[[], None]:
+    for name in PRELOADED:
+        importlib.import_module(name)
+    from loadtest.fleet.rehearsal import rehearse
+
+    return rehearse
+
+
+def _scouted() -> list[str]:
+    """Rehearse in a process of its own, and return the words that the code uses which runs."""
+    reading, writing = os.pipe()
+    scout = os.fork()
+    if scout == 0:
+        try:
+            os.close(reading)
+            _scout(writing)
+        finally:
+            os._exit(0)
+    os.close(writing)
+    with os.fdopen(reading) as pipe:
+        said = pipe.read()
+    os.waitpid(scout, 0)
+    words: list[str] = json.loads(said or "[]")  # without them nodes are larger, and no worse; the cause shows below
+    return words
+
+
+def _scout(writing: int) -> None:
+    rehearse = _import()
+    rehearse()
+    with packing.running_code() as run:
+        rehearse()
+    with os.fdopen(writing, "w") as pipe:
+        json.dump(packing.words(run), pipe)
+
+
 def main(arguments: list[str]) -> None:
     """`python -m loadtest.fleet.server CONTROL_FD ROOT`; started by `loadtest.fleet.local` only."""
     control = socket.socket(fileno=int(arguments[0]))
     control.set_inheritable(False)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the harness; it closes the socket when it is done
-    for name in PRELOADED:
-        importlib.import_module(name)
-    rehearse()
-    gc.collect()
-    gc.disable()  # `qnode.daemon` sets its own thresholds; see there
-    gc.freeze()
+    prepare()
     Server(control, Path(arguments[1])).serve()
 
 

@@ -28,6 +28,9 @@ from qnode.io.shaping import Shape, Shaper
 # 3 µs each together), small enough that a vote does not wait behind megabytes of light.
 WRITE_SIZE_BYTES: Final = 256 << 10
 HELLO_TIMEOUT_S: Final = 5.0  # a node answers within milliseconds; a port scanner never does
+# TLS takes the bytes of a connection in pieces of so much: its buffer grows to the largest piece that it was ever
+# given and never shrinks, which took a megabyte of an idle node. A TLS record holds no more anyway.
+PIECE_SIZE_BYTES: Final = 16 << 10
 _BYE_TEXT_LENGTH_MAX: Final = 300
 _TIME = struct.Struct(">d")
 
@@ -291,19 +294,28 @@ class Connection(asyncio.Protocol):
     def shape(self, shape: Shape) -> None:
         """Behave as `shape` says in the direction to the peer, from now on; see `qnode.io.shaping`."""
         if self._shaper is None and self._transport is not None:
-            self._shaper = Shaper(self._loop, self._transport.write, self._shaper_drained)
+            self._shaper = Shaper(self._loop, self._encrypt, self._shaper_drained)
         if self._shaper is not None:
             self._shaper.reshape(shape)
 
     def _let_go(self, data: bytes) -> None:
-        assert self._transport is not None
         if self._shaper is None:
-            self._transport.write(data)
+            self._encrypt(data)
         elif self._shaper.is_idle:
             self._shaper = None
-            self._transport.write(data)
+            self._encrypt(data)
         else:
             self._shaper.write(data)
+
+    def _encrypt(self, data: bytes) -> None:
+        """Give TLS bytes to send now, piece by piece; what leaves within one turn of the loop is one call still."""
+        assert self._transport is not None
+        if len(data) <= PIECE_SIZE_BYTES:
+            self._transport.write(data)
+            return
+        whole = memoryview(data)
+        for begin in range(0, len(data), PIECE_SIZE_BYTES):
+            self._transport.write(whole[begin : begin + PIECE_SIZE_BYTES])
 
     def _shaper_drained(self) -> None:
         if not self._write_paused:
