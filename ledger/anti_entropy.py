@@ -14,6 +14,7 @@ from ledger.messages import (
     CertificatesMessage,
     Committed,
     ProposalMessage,
+    SnapshotOffer,
     StatementMessage,
     Status,
 )
@@ -168,6 +169,17 @@ class AntiEntropy:
             return  # the blocks after the snapshot come next
         for peer, first_height, count in self.catch_up.ask(core.height, core.now_ns):
             core.send(peer, BlocksWanted(first_height, count), urgent=False, after_sync=False)
+        for peer in self.catch_up.without_source(core.height):
+            self.snapshot_sync.want(peer)
+
+    def on_snapshot(self, peer: str, offer: SnapshotOffer) -> None:
+        """A neighbour offers a snapshot: as it was asked to, or since it lacks the blocks that it was asked for.
+
+        The latter alone is no reason to take it: another neighbour may have the blocks (10.4).
+        """
+        self.catch_up.refused(peer, offer.head.height)
+        if self.snapshot_sync.expects(peer):
+            self.snapshot_sync.on_head(peer, offer)
 
     def answer_blocks(self, peer: str, first_height: int, count: int) -> None:
         """Send committed blocks from a height on, as many as wanted and fit; below the floor tell of a snapshot."""

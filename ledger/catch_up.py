@@ -44,6 +44,7 @@ class CatchUp:
     def __init__(self, timeout_ns: int) -> None:
         self._timeout_ns = timeout_ns
         self._heights: dict[str, int] = {}
+        self._floors: dict[str, int] = {}  # of neighbours that lack older blocks
         self._questions: dict[str, _Question] = {}
         self._early: dict[int, Arrived] = {}
         self._early_size_bytes = 0
@@ -59,11 +60,13 @@ class CatchUp:
     def forget(self, peer: str) -> None:
         """The neighbour is gone, or gave nothing usable."""
         self._heights.pop(peer, None)
+        self._floors.pop(peer, None)
         self._questions.pop(peer, None)
 
-    def forget_question(self, peer: str) -> None:
-        """The neighbour gave another answer than blocks; ask elsewhere."""
-        self._questions.pop(peer, None)
+    def refused(self, peer: str, snapshot_height: int) -> None:
+        """The neighbour answered a question with a snapshot: of the blocks up to it ask others."""
+        if self._questions.pop(peer, None) is not None:
+            self._floors[peer] = snapshot_height + 1
 
     def expire(self, now_ns: int) -> None:
         """Give up questions that were not answered in time: their neighbours are asked again when they speak."""
@@ -73,6 +76,11 @@ class CatchUp:
     def is_behind(self, height: int) -> bool:
         """Say whether a neighbour claims to be ahead."""
         return any(theirs > height for theirs in self._heights.values())
+
+    def without_source(self, height: int) -> list[str]:
+        """Return the neighbours that are ahead if none of them is known to have the next block; else none."""
+        ahead = [peer for peer, theirs in self._heights.items() if theirs > height]
+        return [] if any(self._floors.get(peer, 0) <= height + 1 for peer in ahead) else ahead
 
     def deadline_ns(self) -> int | None:
         """Return when the first unanswered question is given up."""
@@ -88,7 +96,8 @@ class CatchUp:
         )
         asked = []
         for peer in idle:
-            first = self._first_gap(height, min(self._heights[peer], height + WINDOW_BLOCKS))
+            below = max(height, self._floors.get(peer, 0) - 1)
+            first = self._first_gap(below, min(self._heights[peer], height + WINDOW_BLOCKS))
             if first is None:
                 continue
             count = 1

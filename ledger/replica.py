@@ -418,8 +418,7 @@ class Replica:
             case SnapshotWanted(height):
                 self._snapshot_sync.answer_head(peer, height)
             case SnapshotOffer():
-                self._sync.catch_up.forget_question(peer)
-                self._snapshot_sync.on_head(peer, message)
+                self._sync.on_snapshot(peer, message)
             case RangeWanted():
                 self._snapshot_sync.answer_range(peer, message)
             case RangeMessage():

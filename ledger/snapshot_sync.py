@@ -214,6 +214,10 @@ class SnapshotSync:
                 self._hope_until_ns = self._asked[peer]
             core.send(peer, SnapshotWanted(core.height), urgent=False, after_sync=False)
 
+    def expects(self, peer: str) -> bool:
+        """Whether a neighbour was asked for a snapshot's head just now, or a newer one may be needed."""
+        return self.fetch is not None or self._core.now_ns < self._asked.get(peer, 0)
+
     @property
     def takes_precedence(self) -> bool:
         """Whether blocks need not be asked for: a snapshot is coming, or its first offer may be on its way."""

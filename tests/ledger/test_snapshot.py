@@ -10,7 +10,7 @@ from ledger.chain import BLOCK_TABLE, SET_CHANGE_TABLE, CorruptLedger
 from ledger.core import FLOOR_TABLE, SNAPSHOT_FETCH_TABLE, SNAPSHOT_HEAD_TABLE, SNAPSHOT_TABLE
 from ledger.encoding import integer_key
 from ledger.inputs import TransactionsSubmitted
-from ledger.messages import BlocksMessage, RangeMessage, SnapshotOffer, decode, encode
+from ledger.messages import BlocksMessage, RangeMessage, SnapshotOffer, Status, decode, encode
 from ledger.outputs import PeerFaulted, SnapshotAdopted, Store
 from ledger.snapshot import newest_head
 from ledger.snapshot_head import SnapshotHead
@@ -125,6 +125,43 @@ def test_far_behind_means_a_snapshot_although_all_blocks_are_there() -> None:
     assert net.replicas["delta"].state.root == net.replicas["alpha"].state.root
 
 
+def mixed() -> Net:
+    """Three neighbours of which gamma alone has all blocks, and delta, whose disk is empty."""
+    net = Net(make_genesis(), **SETTINGS)
+    grow(net, 14)
+    net.settings = replace(net.settings, keep_blocks=2)
+    for name in ("alpha", "beta"):
+        net.stop(name)
+        net.start(name)
+    net.pass_time(2_000 * MS)
+    assert [net.replicas[name].status()["floor"] > 5 for name in ("alpha", "beta", "gamma")] == [True, True, False]
+    net.settings = replace(net.settings, keep_blocks=0)
+    wipe(net, "delta")
+    return net
+
+
+def test_blocks_come_before_snapshots_while_a_neighbour_has_them() -> None:
+    net = mixed()
+    net.start("delta")
+    net.pass_time(3_000 * MS)
+    assert not adopted(net) and not faults(net)
+    assert net.replicas["delta"].status()["floor"] == 1
+    assert net.replicas["delta"].height >= 14 and net.replicas["delta"].state.root == net.replicas["alpha"].state.root
+
+
+@pytest.mark.parametrize("way", ["gone", "silent"])
+def test_a_snapshot_is_taken_when_the_one_with_the_blocks_does_not_give_them(way: str) -> None:
+    net = mixed()
+    if way == "gone":
+        net.stop("gamma")
+    else:
+        net.filter = lambda source, target, payload: source != "gamma" or type(decode(payload)) is not BlocksMessage
+    net.start("delta")
+    net.pass_time(6_000 * MS)
+    assert {name for name, _ in adopted(net)} == {"delta"} and not faults(net)
+    assert net.replicas["delta"].height >= 14 and net.replicas["delta"].state.root == net.replicas["alpha"].state.root
+
+
 def test_a_fetch_goes_on_after_a_restart() -> None:
     net = Net(make_genesis(), snapshot_distance=8, **SETTINGS)
     net.stop("delta")
@@ -191,14 +228,15 @@ def test_a_lying_source_is_charged_and_passed_over(lie: str) -> None:
     assert len(set(liars)) == 1
 
 
-def test_a_forged_head_is_charged_and_nothing_is_fetched(net: Net) -> None:
+def test_a_forged_head_is_charged_and_nothing_is_fetched() -> None:
+    net = Net(make_genesis(), snapshot_distance=3, **SETTINGS)
     grow(net, 7)
     row = next(iter(net.disks["alpha"][SNAPSHOT_HEAD_TABLE].values()))
     head = SnapshotHead.decode(row)
     forged = replace(head, certificate=replace(head.certificate, signatures=head.certificate.signatures[:1]))
     wipe(net, "delta")
-    net.filter = lambda source, target, payload: False
-    net.start("delta")
+    net.filter = lambda source, target, payload: type(decode(payload)) is Status
+    net.start("delta")  # hears how far behind it is, and asks
     net.inject("delta", "beta", encode(SnapshotOffer(forged, ())))
     net.settle()
     assert net.replicas["delta"].status()["snapshot_fetch"] is None
@@ -207,6 +245,17 @@ def test_a_forged_head_is_charged_and_nothing_is_fetched(net: Net) -> None:
     net.inject("delta", "gamma", encode(SnapshotOffer(other, ())))
     net.settle()
     assert net.replicas["delta"].status()["snapshot_fetch"] is None and len(faults(net)) == 2
+
+
+def test_a_head_that_nobody_asked_for_is_passed_over(net: Net) -> None:
+    grow(net, 7)
+    head = SnapshotHead.decode(next(iter(net.disks["alpha"][SNAPSHOT_HEAD_TABLE].values())))
+    wipe(net, "delta")
+    net.filter = lambda source, target, payload: False
+    net.start("delta")
+    net.inject("delta", "beta", encode(SnapshotOffer(head, ())))
+    net.settle()
+    assert net.replicas["delta"].status()["snapshot_fetch"] is None and not faults(net)
 
 
 def test_pruning_keeps_what_is_needed() -> None:
