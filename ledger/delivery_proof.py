@@ -28,11 +28,11 @@ from ledger.proofs import (
 )
 from ledger.set_change import SetChange, trie_from_members, trie_members
 from ledger.signatures import Verifier
-from ledger.state import (
+from ledger.state import State
+from ledger.state_entries import (
     KeyState,
     NodeState,
     SaeState,
-    State,
     delivery_key,
     key_block_key,
     key_block_value,

@@ -17,7 +17,8 @@ from ledger.genesis import Genesis
 from ledger.membership import prove_equivocation, record_keys, rotate_key
 from ledger.merkle import leaf_digest, list_root
 from ledger.signatures import Verifier
-from ledger.state import DeviceState, KeyBlockState, SaeState, State
+from ledger.state import State
+from ledger.state_entries import DeviceState, KeyBlockState, SaeState
 from ledger.transactions import (
     AlarmRaised,
     DeviceAlarmCleared,

@@ -15,7 +15,8 @@ from ledger.genesis import Genesis
 from ledger.merkle import TrieProof, trie_check
 from ledger.set_change import SetChange
 from ledger.signatures import Ed25519Verifier, Verifier
-from ledger.state import KeyState, State, public_key_key
+from ledger.state import State
+from ledger.state_entries import KeyState, public_key_key
 from ledger.validators import Validators
 from ledger.votes import Certificate, Kind
 

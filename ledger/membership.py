@@ -8,7 +8,8 @@ from typing import Final
 
 from ledger.encoding import MalformedEncoding
 from ledger.signatures import Verifier, verify_vote
-from ledger.state import KeyState, NodeState, State
+from ledger.state import State
+from ledger.state_entries import KeyState, NodeState
 from ledger.transactions import EquivocationProven, KeyRotated
 from ledger.votes import Evidence, Statement, contradict
 

@@ -16,9 +16,10 @@ from ledger.encoding import MalformedEncoding, as_array, as_bytes, integer_key, 
 from ledger.genesis import Genesis
 from ledger.merkle import Node
 from ledger.outputs import Erase
+from ledger.restoration import MalformedEntry, Restoration
 from ledger.signatures import Verifier
 from ledger.snapshot_head import SnapshotHead
-from ledger.state import MalformedEntry, Restoration, State
+from ledger.state import State
 from ledger.trie_range import ENTRIES_MAX, FIRST_PATH, LAST_PATH, Entry, entries_from
 from ledger.votes import Certificate
 

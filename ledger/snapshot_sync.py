@@ -13,6 +13,7 @@ from ledger.core import SNAPSHOT_FETCH_TABLE, SNAPSHOT_TABLE, Core
 from ledger.encoding import MalformedEncoding, as_array, pack, unpack_array
 from ledger.messages import SET_CHANGES_MAX, RangeMessage, RangeWanted, SnapshotOffer, SnapshotWanted
 from ledger.outputs import Erase
+from ledger.restoration import MalformedEntry, Restoration
 from ledger.set_change import SetChange, follow
 from ledger.snapshot import (
     Snapshots,
@@ -23,7 +24,7 @@ from ledger.snapshot import (
     range_row,
 )
 from ledger.snapshot_head import SnapshotHead
-from ledger.state import MalformedEntry, Restoration, State
+from ledger.state import State
 from ledger.trie_range import cut_range, range_fault
 
 LANES = 16

@@ -2,194 +2,43 @@
 
 Every entry is a (key, canonical value) pair of one Merkle trie, so that membership and absence can be proven against
 the root in a block header (SPEC 2.3). Changes collect during a block and are folded into the trie once. This module
-keeps and reads; which change a transaction makes is decided in `execution`. Every entry is restorable from its key and
-value alone (`Restoration`), which is what snapshots are made of (SPEC 7.7).
+keeps and reads; what the entries say is in `state_entries`, which change a transaction makes is decided in `execution`.
+Every entry is restorable from its key and value alone (`restoration`), which is what snapshots are made of (SPEC 7.7).
 """
 
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any, TypeVar
 
 from ledger.block import FIRST_VERSION
-from ledger.contracts.entries import ENTRIES, Entry, LinkWatch, Revocation
-from ledger.encoding import (
-    MalformedEncoding,
-    as_array,
-    as_bytes,
-    as_integer,
-    as_text,
-    integer_key,
-    pack,
-    unpack,
-    unpack_array,
-)
+from ledger.contracts.entries import Entry, LinkWatch, Revocation
+from ledger.encoding import as_integer, pack, unpack_array
 from ledger.genesis import Genesis
 from ledger.merkle import Node, TrieProof, trie_prove, trie_root, trie_update
-from ledger.validators import SETS_KEY, Validators, choose_committee, sets_from_value, sets_value
+from ledger.state_entries import (
+    CHAIN_KEY,
+    VERSIONS_KEY,
+    DeviceState,
+    KeyBlockState,
+    KeyState,
+    LinkState,
+    NodeState,
+    SaeState,
+    delivery_key,
+    device_key,
+    equivocation_key,
+    key_block_key,
+    key_block_value,
+    link_key,
+    node_key,
+    public_key_key,
+    sae_key,
+)
+from ledger.validators import SETS_KEY, Validators, choose_committee, sets_value
 
 _Entry = TypeVar("_Entry")
 _Derived = TypeVar("_Derived")
 AnyEntry = TypeVar("AnyEntry", bound=Entry)
-
-
-@dataclass(frozen=True, slots=True)
-class NodeState:
-    """A registered node; `sequence` is the number of its last committed bundle, `index` its place of registration.
-
-    A suspended node is out of the committee until a governance quorum lifts it; a revoked one may do nothing any more.
-    """
-
-    node_id: str
-    public_key: bytes
-    validator: bool
-    sequence: int = 0
-    index: int = 0
-    suspended: bool = False
-    revoked: bool = False
-    post_quantum_key: bytes = b""
-
-    @property
-    def vote_key(self) -> bytes:
-        """What statements are checked under: the public key, then the post-quantum one where votes are hybrid."""
-        return self.public_key + self.post_quantum_key
-
-    @property
-    def may_vote(self) -> bool:
-        """Whether this node may be chosen into the committee."""
-        return self.validator and not self.suspended and not self.revoked
-
-
-@dataclass(frozen=True, slots=True)
-class KeyState:
-    """A key that is not simply its node's from the beginning: in force for the bundles of blocks `first` to `last`.
-
-    `last_height` is 0 while it is in force.
-    """
-
-    public_key: bytes
-    node_id: str
-    first_height: int
-    last_height: int = 0
-    post_quantum_key: bytes = b""
-
-    @property
-    def vote_key(self) -> bytes:
-        """What statements were checked under."""
-        return self.public_key + self.post_quantum_key
-
-    @classmethod
-    def decode(cls, value: bytes) -> "KeyState":
-        """Read the value of a key's entry. Raises MalformedEncoding."""
-        public_key, node_id, first, last, post_quantum = unpack_array(value, 5)
-        return cls(as_bytes(public_key), as_text(node_id), as_integer(first), as_integer(last), as_bytes(post_quantum))
-
-
-@dataclass(frozen=True, slots=True)
-class LinkState:
-    """A link: its ends, whether an alarm is active, and what was recorded on it. `last_block_number` is −1 at first."""
-
-    link_id: str
-    transmitter: str
-    receiver: str
-    alarmed: bool = False
-    alarm_reason: str = ""
-    alarms_raised: int = 0
-    blocks_recorded: int = 0
-    last_block_number: int = -1
-    last_qber_ppm: int = 0
-    secret_bits: int = 0
-
-    def joins(self, one: str, other: str) -> bool:
-        """Say whether the two nodes are the ends of this link."""
-        if one == self.transmitter:
-            return other == self.receiver
-        return one == self.receiver and other == self.transmitter
-
-
-@dataclass(frozen=True, slots=True)
-class SaeState:
-    """An application and the node that serves it."""
-
-    sae_id: str
-    node_id: str
-
-
-@dataclass(frozen=True, slots=True)
-class DeviceState:
-    """A device, its node, the floor of its keys, whether it was revoked (which is for good), and its alarm."""
-
-    device_id: str
-    node_id: str
-    public_key: bytes
-    key_bits_min: int
-    security_millibits_min: int
-    revoked: bool = False
-    alarmed: bool = False
-    alarm_reason: str = ""
-    alarms_raised: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class KeyBlockState:
-    """A recorded block of key; `transaction_id` names the full record in the block of `height`."""
-
-    link_id: str
-    block_number: int
-    height: int
-    transaction_id: bytes
-    secret_bits: int
-    qber_ppm: int
-    security_millibits: int
-    commitment: bytes
-    time_ns: int  # of the block of `height`
-
-
-# ---- keys of entries; the first byte is the kind
-
-
-def node_key(node_id: str) -> bytes:
-    """Key of a node's entry."""
-    return b"n" + pack(node_id)
-
-
-def link_key(link_id: str) -> bytes:
-    """Key of a link's entry."""
-    return b"l" + pack(link_id)
-
-
-def sae_key(sae_id: str) -> bytes:
-    """Key of an application's entry."""
-    return b"s" + pack(sae_id)
-
-
-def device_key(device_id: str) -> bytes:
-    """Key of a device's entry."""
-    return b"i" + pack(device_id)
-
-
-def key_block_key(link_id: str, block_number: int) -> bytes:
-    """Key of a key block's entry."""
-    return b"b" + integer_key(block_number) + pack(link_id)
-
-
-def delivery_key(key_id: bytes) -> bytes:
-    """Key of a delivery's entry."""
-    return b"d" + key_id
-
-
-def equivocation_key(node_id: str, height: int) -> bytes:
-    """Key of the proof that a validator contradicted itself at a height."""
-    return b"e" + integer_key(height) + pack(node_id)
-
-
-def public_key_key(public_key: bytes) -> bytes:
-    """Key of the entry that says whose key this is, or was, and when."""
-    return b"k" + public_key
-
-
-CHAIN_KEY = b"c"
-VERSIONS_KEY = b"f"
-KEY_ID_SIZE_BYTES = 16
 
 
 class State:
@@ -209,7 +58,15 @@ class State:
         self._after = self._choose(2)
         self._membership_changed = False
         self.put_sets(self._following, self._after)
-        self._fold()
+        self.fold()
+
+    @classmethod
+    def blank(cls, genesis: Genesis) -> "State":
+        """Return a state with no entry at all, to be restored from entries."""
+        state = cls.__new__(cls)
+        state._genesis = genesis
+        state._clear()
+        return state
 
     def _clear(self) -> None:
         self.height = 0
@@ -499,6 +356,10 @@ class State:
         self._changed(type(entry))
         self._changes[key] = None
 
+    def put_chain(self, value: bytes) -> None:
+        """Set the entry that says which block came last."""
+        self._changes[CHAIN_KEY] = value
+
     def begin(self, height: int, time_ns: int = 0) -> None:
         """Start on the block of `height`, which must be the next, with the time of its header."""
         assert height == self.height + 1 and not self._changes, (height, self.height)
@@ -509,8 +370,8 @@ class State:
     def finish(self, block_digest: bytes, receipts_root: bytes) -> None:
         """Choose the validators of the height after the next, and fold the changes of the block into the trie."""
         self._advance_validators()
-        self._changes[CHAIN_KEY] = pack((self.height, block_digest, receipts_root))
-        self._fold()
+        self.put_chain(pack((self.height, block_digest, receipts_root)))
+        self.fold()
 
     def _advance_validators(self) -> None:
         before, self._following = self._following, self._after
@@ -520,152 +381,29 @@ class State:
         if before != self._following or self._following != self._after:
             self.put_sets(self._following, self._after)
 
-    def _fold(self) -> None:
+    def fold(self) -> None:
+        """Fold what was changed into the trie."""
         self._previous_trie = self._trie
         self._trie = trie_update(self._trie, self._changes)
         self._changes = {}
 
+    # ---- restoring; only `restoration` calls these
 
-def key_block_value(block: KeyBlockState) -> bytes:
-    """Return the canonical value of a key block's entry."""
-    return pack(
-        (
-            *(block.link_id, block.block_number, block.height, block.transaction_id, block.secret_bits),
-            *(block.qber_ppm, block.security_millibits, block.commitment, block.time_ns),
-        )
-    )
+    def pending(self, key: bytes) -> bytes | None:
+        """Return the value that an entry gets with the next `fold`, or None."""
+        return self._changes.get(key)
 
-
-# ---- back from entries
-
-
-class MalformedEntry(ValueError):
-    """An entry that no state of this chain holds."""
-
-
-class Restoration:
-    """A state under construction from its entries, which may come in any order and in any number of parts.
-
-    Nothing but (key, value) bytes goes in: an entry of a kind that is missing in `_RESTORERS` is refused, so that a
-    snapshot can never lose what the chain agreed on. What the entries are is checked elsewhere, against a state root.
-    """
-
-    def __init__(self, genesis: Genesis) -> None:
-        self._genesis = genesis
-        self._state = State.__new__(State)
-        self._state._genesis = genesis
-        self._state._clear()
-
-    @property
-    def root(self) -> bytes:
-        """The root of what is here so far."""
-        return self._state.root
-
-    def add(self, entries: Iterable[tuple[bytes, bytes]]) -> None:
-        """Take entries in. About 8 µs each. Raises MalformedEntry."""
-        state = self._state
-        for key, value in entries:
-            restore = _RESTORERS.get(key[:1])
-            try:
-                if restore is None:
-                    raise MalformedEncoding("no entry of the chain is of this kind")
-                restore(state, key, value)
-            except (MalformedEncoding, TypeError, ValueError, KeyError) as error:
-                raise MalformedEntry(f"entry {key[:40].hex()}: {error}") from None
-            if state._changes.get(key) != value:
-                raise MalformedEntry(f"entry {key[:40].hex()} does not restore to itself")
-        state._fold()
-
-    def finish(self, height: int) -> State:
-        """Return the state after `height`; ends the restoration."""
-        state = self._state
-        state.height = height
-        state._previous_trie = None
+    def settle_at(self, height: int) -> None:
+        """End a restoration: this is the state after `height`, with everything in the order that it always has."""
         genesis = self._genesis
-        state._nodes = {node.node_id: node for node in sorted(state._nodes.values(), key=lambda node: node.index)}
-        state._links = _in_order(state._links, [link.link_id for link in genesis.links])
-        state._saes = _in_order(state._saes, [sae.sae_id for sae in genesis.saes])
-        state._membership_changed, state.changed_nodes = False, []  # the entry `v` says what followed from it
-        return state
+        self.height = height
+        self._previous_trie = None
+        self._nodes = {node.node_id: node for node in sorted(self._nodes.values(), key=lambda node: node.index)}
+        self._links = _in_order(self._links, [link.link_id for link in genesis.links])
+        self._saes = _in_order(self._saes, [sae.sae_id for sae in genesis.saes])
+        self._membership_changed, self.changed_nodes = False, []  # the entry `v` says what followed from it
 
 
 def _in_order(entries: dict[str, _Entry], first: list[str]) -> dict[str, _Entry]:
     known = [name for name in first if name in entries]
     return {name: entries[name] for name in (*known, *sorted(entries.keys() - set(known)))}
-
-
-def _restore_node(state: State, key: bytes, value: bytes) -> None:
-    node_id, public_key, validator, sequence, index, suspended, revoked, more = unpack_array(value, 8)
-    standing = (bool(suspended), bool(revoked), more)
-    state.put_node(NodeState(node_id, public_key, bool(validator), sequence, index, *standing))
-
-
-def _restore_key(state: State, key: bytes, value: bytes) -> None:
-    state.put_key(KeyState.decode(value))
-
-
-def _restore_sets(state: State, key: bytes, value: bytes) -> None:
-    state.put_sets(*sets_from_value(value))
-
-
-def _restore_versions(state: State, key: bytes, value: bytes) -> None:
-    for entry in as_array(unpack(value)):
-        height, version = as_array(entry, 2)
-        state.put_version(as_integer(height), as_integer(version))
-
-
-def _restore_link(state: State, key: bytes, value: bytes) -> None:
-    link_id, transmitter, receiver, alarmed, reason, alarms, blocks, following, qber, bits = unpack_array(value, 10)
-    ends = (link_id, transmitter, receiver)
-    state.put_link(LinkState(*ends, bool(alarmed), reason, alarms, blocks, following - 1, qber, bits))
-
-
-def _restore_sae(state: State, key: bytes, value: bytes) -> None:
-    state.put_sae(SaeState(*unpack_array(value, 2)))
-
-
-def _restore_device(state: State, key: bytes, value: bytes) -> None:
-    device_id, node_id, public_key, bits_min, security_min, revoked, alarmed, reason, alarms = unpack_array(value, 9)
-    known = DeviceState(device_id, node_id, public_key, bits_min, security_min, bool(revoked))
-    state.put_device(replace(known, alarmed=bool(alarmed), alarm_reason=reason, alarms_raised=alarms))
-
-
-def _restore_key_block(state: State, key: bytes, value: bytes) -> None:
-    state.put_key_block(KeyBlockState(*unpack_array(value, 9)))
-
-
-def _restore_delivery(state: State, key: bytes, value: bytes) -> None:
-    height, transaction_id = unpack_array(value, 2)
-    state.height = as_integer(height)
-    state.put_delivery(as_bytes(key[1:], KEY_ID_SIZE_BYTES), transaction_id)
-
-
-def _restore_equivocation(state: State, key: bytes, value: bytes) -> None:
-    node_id, height, recorded, transaction_id = unpack_array(value, 4)
-    state.height = as_integer(recorded)
-    state.put_equivocation(node_id, height, transaction_id)
-
-
-def _restore_chain(state: State, key: bytes, value: bytes) -> None:
-    as_array(unpack(value), 3)
-    state._changes[CHAIN_KEY] = value
-
-
-def _restore_contract(state: State, key: bytes, value: bytes) -> None:
-    state.put_entry(ENTRIES[key[:1]].from_value(value))
-
-
-_RESTORERS: dict[bytes, Callable[[State, bytes, bytes], None]] = {
-    b"n": _restore_node,
-    b"l": _restore_link,
-    b"s": _restore_sae,
-    b"i": _restore_device,
-    b"b": _restore_key_block,
-    b"d": _restore_delivery,
-    b"e": _restore_equivocation,
-    b"k": _restore_key,
-    SETS_KEY: _restore_sets,
-    VERSIONS_KEY: _restore_versions,
-    CHAIN_KEY: _restore_chain,
-    **dict.fromkeys(ENTRIES, _restore_contract),
-}

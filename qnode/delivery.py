@@ -9,7 +9,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ledger.state import SaeState, State
+from ledger.state import State
+from ledger.state_entries import SaeState
 from ledger.transactions import KeyDelivered
 from qnode.context import Context
 from qnode.effects import Respond

@@ -16,7 +16,8 @@ import numpy as np
 from ledger.contracts.device_rules import device_floor
 from ledger.execution import Receipt
 from ledger.signatures import Verifier
-from ledger.state import DeviceState, State
+from ledger.state import State
+from ledger.state_entries import DeviceState
 from ledger.transactions import (
     DeviceAlarmCleared,
     DeviceAlarmRaised,

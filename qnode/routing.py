@@ -6,7 +6,7 @@ A pure function of the chain's links and of what the caller excludes; it decides
 from collections import deque
 from collections.abc import Collection, Iterable
 
-from ledger.state import LinkState
+from ledger.state_entries import LinkState
 
 
 def shortest_path(

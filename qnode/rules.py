@@ -14,7 +14,8 @@ from ledger.contracts.entries import LinkWatch, PolicyEntry, Revocation
 from ledger.contracts.routes import is_usable, suspended_links
 from ledger.contracts.selection import policies
 from ledger.execution import Receipt
-from ledger.state import LinkState, State
+from ledger.state import State
+from ledger.state_entries import LinkState
 from ledger.transactions import KeyBlockRecorded, KeyDelivered
 from qnode.wire import Region
 

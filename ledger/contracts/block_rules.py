@@ -8,7 +8,8 @@ from typing import Any, Final
 
 from ledger.contracts.entries import LinkWatch
 from ledger.contracts.selection import NS, Policy, policies, policy_named, predicates_on
-from ledger.state import KeyBlockState, LinkState, State
+from ledger.state import State
+from ledger.state_entries import KeyBlockState, LinkState
 from ledger.transactions import KeyBlockRecorded
 
 EARLY_BLOCKS: Final = 16

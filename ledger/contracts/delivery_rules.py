@@ -13,7 +13,8 @@ from ledger.contracts.document import matches
 from ledger.contracts.entries import BlockUse, QuotaUse
 from ledger.contracts.routes import disjoint_paths, suspended_links
 from ledger.contracts.selection import NS, Policy, pair_in, policies, predicates_on
-from ledger.state import KeyBlockState, State
+from ledger.state import State
+from ledger.state_entries import KeyBlockState
 from ledger.transactions import KeyDelivered
 
 

@@ -10,7 +10,8 @@ from ledger.contracts.documents import Documented
 from ledger.encoding import as_bytes, as_integer, as_text
 from ledger.genesis import NAME_LENGTH_MAX
 from ledger.signatures import POST_QUANTUM_KEY_SIZE_BYTES, PUBLIC_KEY_SIZE_BYTES
-from ledger.state import KeyState, NodeState, State
+from ledger.state import State
+from ledger.state_entries import KeyState, NodeState
 
 NODES_MAX: Final = 8192
 """Places of nodes that the bitmaps of a status can name."""

@@ -11,7 +11,8 @@ from ledger.contracts.documents import Documented
 from ledger.contracts.entries import Revocation
 from ledger.encoding import as_bytes, as_integer, as_text
 from ledger.genesis import NAME_LENGTH_MAX
-from ledger.state import LinkState, State
+from ledger.state import State
+from ledger.state_entries import LinkState
 from ledger.transactions import KeyBlockRevoked, KeyDelivered
 
 REASON_LENGTH_MAX: Final = 64

@@ -9,7 +9,8 @@ from collections.abc import Collection, Hashable
 from typing import Final
 
 from ledger.contracts.entries import LinkWatch, Revocation
-from ledger.state import LinkState, State
+from ledger.state import State
+from ledger.state_entries import LinkState
 
 CACHED_MAX: Final = 4096
 """Answers kept until a link changes; then, and at this number, all are forgotten."""

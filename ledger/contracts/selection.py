@@ -12,7 +12,8 @@ from typing import Any, Final
 from ledger.contracts.document import PolicyDocument, decode_policy, matches
 from ledger.contracts.entries import PolicyEntry
 from ledger.contracts.predicates import Predicate
-from ledger.state import LinkState, State
+from ledger.state import State
+from ledger.state_entries import LinkState
 
 POLICIES_MAX: Final = 32
 """In force at once: each costs every transaction that it selects some microseconds."""

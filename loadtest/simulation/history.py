@@ -14,7 +14,7 @@ from ledger.execution import Rules
 from ledger.light import LightClient, ProofError
 from ledger.proofs import prove_transaction
 from ledger.set_change import SetChange
-from ledger.state import public_key_key
+from ledger.state_entries import public_key_key
 from ledger.votes import Certificate
 from loadtest.simulation.checkers import Checkers, Violation
 from loadtest.simulation.churn import NEW_PROGRAM

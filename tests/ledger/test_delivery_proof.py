@@ -31,7 +31,8 @@ from ledger.delivery_proof import (
 from ledger.execution import Rules
 from ledger.inputs import TransactionsSubmitted
 from ledger.proofs import prove_entry, prove_transaction
-from ledger.state import State, delivery_key
+from ledger.state import State
+from ledger.state_entries import delivery_key
 from ledger.transactions import (
     AlarmRaised,
     GovernanceApproved,

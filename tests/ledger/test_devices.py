@@ -3,7 +3,7 @@
 import pytest
 
 from ledger.signatures import Ed25519Signer
-from ledger.state import device_key
+from ledger.state_entries import device_key
 from ledger.transactions import (
     DeviceAlarmCleared,
     DeviceAlarmRaised,

@@ -24,7 +24,7 @@ from ledger.signatures import (
     post_quantum_seed,
     verify_vote,
 )
-from ledger.state import link_key
+from ledger.state_entries import link_key
 from ledger.transactions import SaeRegistered, encode
 from ledger.validators import Validators
 from ledger.votes import CERTIFICATES_SIZE_BYTES_MAX, FRESH, Certificate, Kind, as_many_as_travel, bitmap_of

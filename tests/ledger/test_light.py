@@ -15,7 +15,7 @@ from ledger.encoding import MalformedEncoding
 from ledger.light import LightClient, ProofError, TrustedHeight
 from ledger.proofs import TransactionProof, prove_entry, prove_transaction
 from ledger.set_change import SetChange
-from ledger.state import link_key
+from ledger.state_entries import link_key
 from ledger.transactions import KeyDelivered, SaeRegistered, encode, transaction_id
 from tests.ledger.cluster import MS, Net, make_genesis, make_key_block, signer_of
 from tests.ledger.test_churn import advance, decide, rotate, submit

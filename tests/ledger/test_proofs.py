@@ -15,7 +15,7 @@ from ledger.execution import receipts_root
 from ledger.inputs import TransactionsSubmitted
 from ledger.light import ProofError
 from ledger.proofs import StateProof, TransactionProof, from_json, prove_entry, prove_transaction, to_json
-from ledger.state import delivery_key, key_block_key, key_block_value, link_key
+from ledger.state_entries import delivery_key, key_block_key, key_block_value, link_key
 from ledger.transactions import KeyDelivered, SaeRegistered, encode, transaction_id
 from ledger.votes import Certificate
 from tests.ledger.cluster import MS, Net, make_genesis, make_key_block

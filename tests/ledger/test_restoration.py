@@ -11,7 +11,8 @@ from ledger.contracts.entries import ENTRIES
 from ledger.contracts.policy_actions import SetPolicy
 from ledger.contracts.revocation import RevokeKeyBlock
 from ledger.merkle import trie_root, trie_update
-from ledger.state import MalformedEntry, Restoration, State
+from ledger.restoration import MalformedEntry, Restoration
+from ledger.state import State
 from ledger.transactions import (
     AlarmRaised,
     DeviceAlarmRaised,

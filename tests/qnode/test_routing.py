@@ -5,7 +5,7 @@ import itertools
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ledger.state import LinkState
+from ledger.state_entries import LinkState
 from qnode.routing import shortest_path
 
 NODES = "abcdef"

@@ -14,7 +14,7 @@ import numpy as np
 from ledger.genesis import Genesis, GenesisLink, GenesisNode, GenesisSae
 from ledger.identity import OwnKeys
 from ledger.signatures import Ed25519Signer, Ed25519Verifier
-from ledger.state import LinkState, SaeState
+from ledger.state_entries import LinkState, SaeState
 from protocol.entropy import SeededEntropy
 from protocol.keys import KeyMaterial
 from protocol.messages import Record
