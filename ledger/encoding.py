@@ -24,7 +24,9 @@ class MalformedEncoding(ValueError):
 
 def pack(value: Any) -> bytes:
     """Return the canonical bytes of nested tuples (or lists) of int, bytes, str."""
-    packed: bytes = msgpack.packb(value, use_bin_type=True, buf_size=BUFFER_SIZE_BYTES)
+    packed: bytes = msgpack.Packer(use_bin_type=True, buf_size=BUFFER_SIZE_BYTES).pack(
+        value
+    )  # `packb` takes 0.4 µs more
     return packed
 
 
@@ -32,7 +34,7 @@ def unpack(data: bytes) -> Any:
     """Return the value of canonical bytes, arrays as tuples. Raises MalformedEncoding, and nothing else."""
     try:
         value = msgpack.unpackb(data, raw=False, use_list=False, strict_map_key=True)
-        canonical = msgpack.packb(value, use_bin_type=True, buf_size=BUFFER_SIZE_BYTES) == data
+        canonical = pack(value) == data
     except (ValueError, TypeError, RecursionError, msgpack.exceptions.UnpackException) as error:
         raise MalformedEncoding(f"not a MessagePack value: {type(error).__name__}") from None
     if not canonical:

@@ -5,7 +5,7 @@ neighbours and rest on the authenticated connection alone (SPEC 6).
 """
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 from ledger.block import Header
 from ledger.consensus import Proposal
@@ -182,6 +182,9 @@ Message = (
 )
 
 
+_BUNDLE_HEAD: Final = pack((3, b""))[:2]
+
+
 def encode(message: Message) -> bytes:
     """Return the canonical bytes: an array of the tag and the members."""
     match message:
@@ -216,6 +219,11 @@ def encode(message: Message) -> bytes:
             return pack((14, height, found.members()))
         case Committed(header, digests, certificate):
             return pack((15, header.members(), digests, certificate.members()))
+
+
+def is_bundle(payload: bytes) -> bool:
+    """Say by its first bytes whether a payload, if it is well formed, is a BundleMessage."""
+    return payload[:2] == _BUNDLE_HEAD
 
 
 def decode(payload: bytes) -> Message:

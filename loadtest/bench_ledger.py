@@ -212,6 +212,7 @@ def _report(nodes: int, validators: int, rate: float | None, measured: _Measured
         "tx_per_s": round(figures.committed / measured.elapsed_s, 1),
         **percentiles("commit_ms_p{p}", figures.commit_ms, 2),
         "validate_ms_mean": round(spent("validate_ms") / max(1.0, spent("validated_transactions")), 3),
+        "validate_wait_ms_mean": round(spent("validate_wait_ms") / max(1.0, spent("validated_transactions")), 3),
         "cpu_ms_per_tx": round(spent("cpu_ms") / max(1, figures.committed), 4),
         "heights_per_s": round(heights / measured.elapsed_s, 2),
         "bytes_per_tx": round(spent("bytes_sent") / max(1, figures.committed), 1),

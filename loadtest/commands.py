@@ -123,6 +123,7 @@ def ledger(
 
     \b
     validate_ms_mean  from a request's, or another node's bundle's, last byte decoded until it is in the mempool
+    validate_wait_ms_mean  of that, until the node began to look at it
     cpu_ms_per_tx     processor time of all daemons together, per record
     With --kill-faulty: tx_per_s_before, tx_per_s_faulty while f validators are dead, ratio, restart_s until they
     run again, caught_up_s until they are at the tip, counted from their start, while the load goes on.

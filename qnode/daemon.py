@@ -269,6 +269,7 @@ class _Figures:
             "rounds": driver.rounds,
             "validated_transactions": driver.validated_transactions,
             "validate_ms": round(driver.validate_ns / 1e6, 3),
+            "validate_wait_ms": round(driver.validate_wait_ns / 1e6, 3),
             "cpu_ms": round(time.process_time_ns() / 1e6, 1),
             "jobs_running": self._jobs.running_count,
             "disk_commits": self._storage.commits_count,

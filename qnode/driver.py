@@ -1,7 +1,8 @@
 """The only caller of `Node.step`, and the only executor of its effects.
 
 One loop: take every input that waits, step the node, let what need not wait leave, make all writes durable in one
-synced commit, then let everything else leave. Inputs that arrive during a sync join the next round (group commit).
+synced commit, then let everything else leave. Inputs that arrive during a sync join the next round (group commit);
+those that bring records to the mempool are stepped at once, and what follows from them waits for the next round.
 """
 
 import asyncio
@@ -11,14 +12,30 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final, Protocol
 
+from qnode import wire
 from qnode.effects import Delete, Disconnect, Effect, Log, Put, Respond, RunJob, SendTo, TrafficClass, UsePeerKeys
-from qnode.inputs import Answer, FrameReceived, Input, JobDone, PeerConnected, PeerLost, Request, Requested, Ticked
+from qnode.inputs import (
+    Answer,
+    FrameReceived,
+    Input,
+    JobDone,
+    PeerConnected,
+    PeerLost,
+    Request,
+    Requested,
+    SubmitTransactions,
+    Ticked,
+)
 from qnode.io.jobs import Jobs
 from qnode.io.storage import Storage
 from qnode.node import Node
 
 ROUND_INPUTS_MAX: Final = 512
 """Inputs of one round: bounds how long the first of them waits for its effects to about 20 ms."""
+
+ROUND_RECORDS_MAX: Final = 32
+"""Besides them, inputs that bring records and go first, and again as many during a sync: some 30 ms if each is a full
+submission; more wait for the next round, so that a flood of records does not keep votes from being taken."""
 
 PEER_INPUTS_MAX: Final = 1024
 """Frames of one peer that wait: then its socket is read no further until half of them are done."""
@@ -63,9 +80,25 @@ class DriverFigures:
     """Transactions taken into the mempool: of requests, and of other nodes' bundles."""
     validate_ns: int = 0
     """Sum over them of the time since their frame, or their request, had arrived whole."""
+    validate_wait_ns: int = 0
+    """Of that, before the step that took them began."""
 
 
 LEVELS: Final = {"debug": 10, "info": 20, "warning": 30, "error": 40}
+
+
+def brings_records(happened: Input) -> bool:
+    """Say whether an input fills the mempool, and so goes before others.
+
+    One that decides a height may execute a full block, for which what waits for the mempool would wait as well; for
+    votes it is a small detour. Bundles and statements overtake each other on the way between nodes as well.
+    """
+    match happened:
+        case FrameReceived(_, frame):
+            return wire.brings_records(frame)
+        case Requested(_, SubmitTransactions()):
+            return True
+    return False
 
 
 class Driver:
@@ -78,8 +111,10 @@ class Driver:
         self._now_ns = now_ns
         self._log = log
         self._transport: Transport | None = None
-        self._inputs: deque[Input] = deque()
-        self._waiting: dict[str, int] = {}  # peer → its frames in `_inputs`
+        self._records: deque[Input] = deque()  # what brings records
+        self._inputs: deque[Input] = deque()  # everything else
+        self._held: list[Effect] = []  # of steps during a sync; for the next round
+        self._waiting: dict[str, int] = {}  # peer → its frames in both
         self._paused: set[str] = set()
         self._woken = asyncio.Event()
         self._stopping = False
@@ -128,7 +163,7 @@ class Driver:
         self._woken.set()
 
     def _put(self, happened: Input) -> None:
-        self._inputs.append(happened)
+        (self._records if brings_records(happened) else self._inputs).append(happened)
         self._woken.set()
 
     # ---- the loop
@@ -148,7 +183,7 @@ class Driver:
 
     async def _wait(self) -> None:
         """Return when an input waits or the node's deadline has come."""
-        if self._inputs:
+        if self._inputs or self._records or self._held:
             await asyncio.sleep(0)  # let sockets be read between rounds
             return
         self._woken.clear()
@@ -162,24 +197,33 @@ class Driver:
 
     def _round(self) -> list[Effect]:
         """Step the node with what waits, and with the time."""
-        effects: list[Effect] = []
-        count = min(len(self._inputs), ROUND_INPUTS_MAX)
-        for _ in range(count):
-            happened = self._inputs.popleft()
-            if isinstance(happened, FrameReceived):
-                self._taken(happened.peer)
-            effects += self._step(happened)
+        effects, self._held = self._held, []
+        effects += self._step_with(self._records, ROUND_RECORDS_MAX)
+        effects += self._step_with(self._inputs, ROUND_INPUTS_MAX)
         if self._node.next_deadline_ns() <= self._now_ns():
             effects += self._step(Ticked())
-        self.figures.inputs += count
         self.figures.rounds += 1
         return effects
 
+    def _step_with(self, inputs: deque[Input], count_max: int) -> list[Effect]:
+        """Step the node with the first of some inputs."""
+        effects: list[Effect] = []
+        count = min(len(inputs), count_max)
+        for _ in range(count):
+            happened = inputs.popleft()
+            if isinstance(happened, FrameReceived):
+                self._taken(happened.peer)
+            effects += self._step(happened)
+        self.figures.inputs += count
+        return effects
+
     def _step(self, happened: Input) -> list[Effect]:
-        effects = self._node.step(self._now_ns(), happened)
+        begun_ns = self._now_ns()
+        effects = self._node.step(begun_ns, happened)
         for count, arrived_ns in self._node.admissions:
             self.figures.validated_transactions += count
             self.figures.validate_ns += count * (self._now_ns() - arrived_ns)
+            self.figures.validate_wait_ns += count * (begun_ns - arrived_ns)
         return effects
 
     def _taken(self, peer: str) -> None:
@@ -212,7 +256,7 @@ class Driver:
             if early:
                 await asyncio.sleep(0)  # what need not wait is with the sockets before the disk is waited for
             if not self._storage.commit_here(writes):
-                await self._storage.commit(writes)
+                await self._sync(writes)
         for effect in after:
             match effect:
                 case SendTo():
@@ -227,6 +271,19 @@ class Driver:
                 case Disconnect(peer, reason):
                     if self._transport is not None:
                         self._transport.disconnect(peer, reason)
+
+    async def _sync(self, writes: list[Put | Delete]) -> None:
+        """Make writes durable, and meanwhile take in what brings records: nothing of that leaves before its round."""
+        syncing = asyncio.ensure_future(self._storage.commit(writes))
+        syncing.add_done_callback(lambda _: self._woken.set())
+        room = ROUND_RECORDS_MAX
+        while not syncing.done():
+            self._woken.clear()
+            waiting = len(self._records)
+            self._held += self._step_with(self._records, room)
+            room -= waiting - len(self._records)
+            await self._woken.wait()
+        await syncing
 
     def _send(self, effect: SendTo) -> None:
         if self._transport is not None:

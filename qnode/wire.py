@@ -7,6 +7,7 @@ because key relay is the daemon's own protocol.
 from dataclasses import dataclass
 from typing import Final
 
+from ledger.messages import is_bundle
 from protocol.messages import MalformedMessage, Record, decode_record, encode_record
 
 
@@ -147,10 +148,22 @@ FRAMES: Final[dict[int, type[Record]]] = {
     )
 }
 
+_LEDGER_HEAD: Final = encode_record(LedgerFrame(b""))[:2]
+_LENGTH_BYTES: Final = {b"\xc4": 1, b"\xc5": 2, b"\xc6": 4}
+"""Bytes that tell the length of a byte string in MessagePack, by the one before them."""
+
 
 def encode(frame: Record) -> bytes:
     """Return the bytes of a frame."""
     return encode_record(frame)
+
+
+def brings_records(data: bytes) -> bool:
+    """Say by its first bytes whether a frame, if it is well formed, brings records to the mempool."""
+    length_bytes = _LENGTH_BYTES.get(data[2:3])
+    return (
+        data[:2] == _LEDGER_HEAD and length_bytes is not None and is_bundle(data[3 + length_bytes : 8 + length_bytes])
+    )
 
 
 def decode(data: bytes) -> Record | PeerFault:

@@ -1,7 +1,8 @@
 """Whole nodes in virtual time: `qnode.node.Node` with its links, key store, relay, delivery and ledger, under a seed.
 
-A simulated host keeps the order of `qnode.driver`: inputs that arrive during a sync wait for it, a round steps the node
-with all of them, early messages leave, the writes are synced, then the rest leaves. Jobs run at once and their results
+A simulated host keeps the order of `qnode.driver`: inputs that arrive during a sync wait for it (but for those that
+bring records, which are stepped at once), a round steps the node with all of them, early messages leave, the writes are
+synced, then the rest leaves. Jobs run at once and their results
 arrive later, as inputs. What is real: every core. What is simulated: network, disk, clock, processor time, signatures.
 """
 
@@ -26,6 +27,7 @@ from protocol.entropy import SeededEntropy
 from protocol.quantum.link import LinkParameters
 from protocol.session import SessionParameters
 from qnode.delivery import DeliveryLimits
+from qnode.driver import brings_records
 from qnode.effects import Delete, Disconnect, Effect, Log, Put, Respond, RunJob, SendTo
 from qnode.inputs import Answer, FrameReceived, Input, JobDone, PeerConnected, PeerLost, Request, Requested, Ticked
 from qnode.links import LinkConfiguration
@@ -98,7 +100,9 @@ class Host:
         self._world = world
         self._signer = signer
         self._seed = seed
+        self._records: deque[Input] = deque()
         self._inputs: deque[Input] = deque()
+        self._held: list[Effect] = []
         self._syncing: Waiting | None = None
         self._syncs = 0
         self._wake_ns: int | None = None
@@ -134,7 +138,9 @@ class Host:
         assert self.node is not None
         self.disk.crash(None if self._syncing is None else self._syncing.batch, self._world.random)
         self.node, self._syncing, self._wake_ns = None, None, None
+        self._records.clear()
         self._inputs.clear()
+        self._held = []
         self._requests.clear()
         self._world.host_is_gone(self.node_id)
 
@@ -146,11 +152,16 @@ class Host:
             self.take(Requested(self._request_ids, request))
 
     def take(self, happened: Input) -> None:
-        """Let something happen to the node; during a sync it waits, as it does in the daemon."""
-        if self.node is not None:
+        """Let something happen to the node; during a sync it waits, as it does in the daemon, or what it does waits."""
+        if self.node is None:
+            return
+        if self._syncing is None:
+            (self._records if brings_records(happened) else self._inputs).append(happened)
+            self._round()
+        elif brings_records(happened):
+            self._held += self._step(happened)
+        else:
             self._inputs.append(happened)
-            if self._syncing is None:
-                self._round()
 
     # ---- the order of the daemon's driver
 
@@ -166,9 +177,10 @@ class Host:
 
     def _round(self) -> None:
         assert self.node is not None
-        effects: list[Effect] = []
-        while self._inputs:
-            effects += self._step(self._inputs.popleft())
+        effects, self._held = self._held, []
+        for waiting in (self._records, self._inputs):
+            while waiting:
+                effects += self._step(waiting.popleft())
         if self.node.next_deadline_ns() <= self._now_ns():
             effects += self._step(Ticked())
         self._execute(effects)
@@ -209,7 +221,7 @@ class Host:
         self._syncing = None
         for effect in waiting.after:
             self._let_out(effect)
-        if self._inputs:
+        if self._inputs or self._records or self._held:
             self._round()
         else:
             self._schedule_wake()

@@ -8,8 +8,10 @@ from typing import Any
 
 import pytest
 
+from ledger.encoding import pack
 from qnode import driver as driver_module
-from qnode.driver import PEER_INPUTS_MAX, ROUND_INPUTS_MAX, Driver, Stopped, TooManyRequests
+from qnode import wire
+from qnode.driver import PEER_INPUTS_MAX, ROUND_INPUTS_MAX, ROUND_RECORDS_MAX, Driver, Stopped, TooManyRequests
 from qnode.effects import Delete, Disconnect, Effect, Log, Put, Respond, RunJob, SendTo, TrafficClass
 from qnode.inputs import (
     DocumentAnswer,
@@ -20,6 +22,7 @@ from qnode.inputs import (
     PeerConnected,
     PeerLost,
     Requested,
+    SubmitTransactions,
     Ticked,
 )
 from qnode.io.jobs import Jobs
@@ -154,7 +157,7 @@ async def test_what_a_step_admits_is_counted_from_its_arrival() -> None:
     async with running(rig):
         rig.driver.frame_received("peer", b"bundle")
         await rig.until(lambda: rig.driver.figures.validated_transactions == 3)
-    assert rig.driver.figures.validate_ns == 3 * 700
+    assert rig.driver.figures.validate_ns == 3 * 700 and rig.driver.figures.validate_wait_ns == 3 * 0
 
 
 async def test_writes_are_synced_between_early_and_late_sends() -> None:
@@ -261,6 +264,101 @@ async def test_a_round_is_bounded_and_keeps_the_order() -> None:
     assert [len(commit) for commit in rig.storage.commits] == [ROUND_INPUTS_MAX, ROUND_INPUTS_MAX, 7]
     frames = [int(happened.frame) for happened in rig.node.inputs if isinstance(happened, FrameReceived)]
     assert frames == list(range(count))
+
+
+async def test_what_fills_the_mempool_goes_before_the_rest_of_its_round() -> None:
+    rig = Rig()
+    bundle, vote = (wire.encode(wire.LedgerFrame(pack((kind, b"")))) for kind in (3, 1))
+    async with running(rig):
+        rig.driver.frame_received("a", vote)
+        rig.driver.frame_received("b", bundle)
+        asked = asyncio.ensure_future(rig.driver.ask(GetNodeStatus()))
+        submitted = asyncio.ensure_future(rig.driver.ask(SubmitTransactions((b"",))))
+        rig.driver.frame_received("a", bundle)
+        await rig.until(lambda: len(rig.node.inputs) == 5)
+        asked.cancel()
+        submitted.cancel()
+    kinds = [each.frame if isinstance(each, FrameReceived) else type(each.request) for each in rig.node.inputs]  # type: ignore[union-attr]
+    assert sorted(kinds[:3], key=str) == sorted([bundle, SubmitTransactions, bundle], key=str)
+    assert kinds[3:] in ([vote, GetNodeStatus], [GetNodeStatus, vote])
+    assert [each.peer for each in rig.node.inputs if isinstance(each, FrameReceived)] == ["b", "a", "a"]
+
+
+BUNDLE = wire.encode(wire.LedgerFrame(pack((3, b""))))
+
+
+async def test_records_are_taken_in_during_a_sync_and_what_follows_waits_for_the_next_one() -> None:
+    rig = Rig()
+    rig.storage.gate.clear()
+    rig.node.script = lambda happened: [
+        Put("t", b"%d" % len(rig.node.inputs), b""),
+        send(f"early {len(rig.node.inputs)}", after_sync=False),
+        send(f"late {len(rig.node.inputs)}"),
+    ]
+    async with running(rig):
+        rig.driver.frame_received("a", b"vote")
+        await rig.storage.begun.wait()
+        rig.driver.frame_received("a", b"another")
+        rig.driver.frame_received("b", BUNDLE)
+        await rig.until(lambda: len(rig.node.inputs) == 2)
+        assert rig.node.inputs[1] == FrameReceived("b", BUNDLE, 0) and rig.events == ["send early 1", "commit 1"]
+        rig.storage.gate.set()
+        await rig.until(lambda: "send late 3" in rig.events)
+    assert rig.events[2:] == [
+        *("synced", "send late 1"),
+        *("send early 2", "send early 3", "commit 2", "synced", "send late 2", "send late 3"),
+    ]
+    assert rig.driver.figures.inputs == 3
+
+
+async def test_what_follows_from_records_during_a_sync_needs_no_other_input() -> None:
+    rig = Rig()
+    rig.storage.gate.clear()
+    rig.node.script = lambda happened: [PUT, send(f"late {len(rig.node.inputs)}")]
+    async with running(rig):
+        rig.driver.frame_received("a", b"vote")
+        await rig.storage.begun.wait()
+        rig.driver.frame_received("b", BUNDLE)
+        await rig.until(lambda: len(rig.node.inputs) == 2)
+        rig.storage.gate.set()
+        await rig.until(lambda: "send late 2" in rig.events)
+
+
+async def test_a_flood_of_records_keeps_nothing_else_waiting() -> None:
+    rig = Rig()
+    rig.storage.gate.clear()
+    rig.node.script = lambda happened: [PUT]
+    count = 3 * ROUND_RECORDS_MAX
+    rig.driver.frame_received("a", b"first")
+    async with running(rig):
+        await rig.storage.begun.wait()
+        for index in range(count):
+            rig.driver.frame_received(f"peer {index}", BUNDLE)
+        rig.driver.frame_received("a", b"vote")
+        for _ in range(50):
+            await asyncio.sleep(0)
+        assert len(rig.node.inputs) == 1 + ROUND_RECORDS_MAX, "so many during a sync"
+        rig.storage.gate.set()
+        await rig.until(lambda: len(rig.node.inputs) == 2 + count)
+    places = [i for i, each in enumerate(rig.node.inputs) if isinstance(each, FrameReceived) and each.frame == b"vote"]
+    assert places == [1 + 2 * ROUND_RECORDS_MAX], "and so many in a round"
+
+
+async def test_a_disk_that_fails_while_records_are_taken_in_is_fatal() -> None:
+    rig = Rig()
+    rig.storage.gate.clear()
+    rig.node.script = lambda happened: [PUT, send("promise")]
+    task = asyncio.ensure_future(rig.driver.run())
+    rig.driver.frame_received("a", b"vote")
+    await rig.storage.begun.wait()
+    rig.driver.frame_received("b", BUNDLE)
+    await rig.until(lambda: len(rig.node.inputs) == 2)
+    rig.storage.failure = OSError("disk full")
+    rig.storage.gate.set()
+    with pytest.raises(OSError, match="disk full"):
+        await task
+    assert rig.events == ["commit 1"]
+    await rig.jobs.close()
 
 
 async def test_a_peer_that_floods_is_read_no_further_until_half_is_done() -> None:

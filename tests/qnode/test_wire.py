@@ -9,6 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ledger.messages import BundleMessage, BundlesWanted
+from ledger.messages import encode as encode_message
 from protocol.messages import Record
 from qnode.wire import (
     FRAMES,
@@ -22,6 +24,7 @@ from qnode.wire import (
     PeerFault,
     SessionFrame,
     SessionRefused,
+    brings_records,
     decode,
     encode,
 )
@@ -104,3 +107,12 @@ def test_faults_do_not_repeat_what_the_peer_sent() -> None:
     assert isinstance(fault, PeerFault)
     assert "SECRET" not in fault.reason
     assert len(fault.reason) < 200
+
+
+@given(st.binary(max_size=70_000))
+def test_bundles_are_known_by_their_first_bytes(body: bytes) -> None:
+    wanted = encode_message(BundlesWanted((bytes(32),)))
+    assert brings_records(encode(LedgerFrame(encode_message(BundleMessage(body)))))
+    assert not brings_records(encode(LedgerFrame(wanted)))
+    assert not brings_records(encode(LightFrame("link", 3, 1, False, body)))
+    assert not brings_records(body) or isinstance(decode(body), LedgerFrame | PeerFault)
