@@ -22,6 +22,10 @@ class MempoolSettings:
     """Bundles of one sender: a second of work in bundles of 4 ms."""
     size_bytes_max: int = 134_217_728
     """All senders together; each has an equal share, at least one bundle's worth."""
+    block_fill_transactions: int = 2_048
+    """A leader fills its block up to so many transactions, and takes one bundle at least: some 20 ms of execution, for
+    which whatever arrives meanwhile waits. Blocks follow each other the sooner; far smaller ones cost more than their
+    records do, in votes."""
     age_heights_max: int = 1_000
     """Blocks that may go by without a bundle of another node before it is let go: four times what 256 bundles of one
     sender take at one a block. Counted in heights, so that nothing ages while no block is made."""
@@ -164,6 +168,7 @@ class Mempool:
             len(chosen) < limits.block_bundles_max
             and size_bytes + bundle.size_bytes <= limits.block_size_bytes_max
             and transactions + len(bundle.transactions) <= limits.block_transactions_max
+            and (not chosen or transactions + len(bundle.transactions) <= self._settings.block_fill_transactions)
             and own[0] + bundle.size_bytes <= limits.sender_block_size_bytes_max
             and own[1] + len(bundle.transactions) <= limits.sender_block_transactions_max
         )

@@ -68,6 +68,7 @@ def node_setup(settings: NodeSettings, genesis: Genesis, entropy: Entropy) -> No
                 sender_bundles_max=settings.ledger.mempool_sender_bundles,
                 size_bytes_max=settings.ledger.mempool_mib << 20,
                 age_heights_max=settings.ledger.mempool_age_blocks,
+                block_fill_transactions=settings.ledger.block_records,
             ),
         ),
         delivery_patience_ns=int(settings.ledger.delivery_patience_s * 1e9),

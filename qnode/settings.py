@@ -216,6 +216,14 @@ class LedgerSettings:
         low=8,
         high=4096,
     )
+    block_records: int = setting(
+        "records",
+        "a leader fills its block to so many, and takes one bundle at least: 2,048 execute for some 20 ms, for which "
+        "all else waits; far smaller blocks cost more in votes",
+        2048,
+        low=1,
+        high=2**31,
+    )
     mempool_age_blocks: int = setting(
         "blocks",
         "another node's bundle that so many blocks went by without is let go; its origin keeps it and offers it again",

@@ -1,9 +1,10 @@
 """SPEC 3.4 and 3.5: bounds, order, fairness, and this node's own way in."""
 
 from dataclasses import replace
+from functools import lru_cache
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ledger.block import limits_fault
@@ -25,12 +26,13 @@ SENDERS = tuple(f"node-{number}" for number in range(7))
 LIMITS = GenesisParameters(bundle_transactions_max=4, bundle_size_bytes_max=4096, block_transactions_max=8)
 
 
+@lru_cache(maxsize=4096)  # bundles never change, and to sign one takes most of a test's time
 def bundle(sender: str, sequence: int, *bodies: bytes) -> Bundle:
     return make_bundle(signer_of(sender), "test", bytes(32), sender, sequence, bodies or (b"body",))
 
 
-def make_pool(own: str = "", **settings: int) -> Mempool:
-    return Mempool(MempoolSettings(**settings), LIMITS, len(NODES), own)
+def make_pool(own: str = "", **bounds: int) -> Mempool:
+    return Mempool(MempoolSettings(**bounds), LIMITS, len(NODES), own)
 
 
 offers = st.lists(st.tuples(st.sampled_from(NODES), st.integers(1, 6), st.integers(1, 4)), max_size=25)
@@ -81,6 +83,20 @@ def test_a_block_with_more_than_a_senders_share_is_invalid() -> None:
     assert "share" in (limits_fault(heavy, large) or "")
 
 
+@settings(deadline=None)
+@given(offers, st.integers(1, 9))
+def test_a_leader_fills_its_block_to_its_own_bound_and_takes_one_bundle_at_least(
+    offered: list[tuple[str, int, int]], fill: int
+) -> None:
+    state, pool = State(make_genesis()), make_pool(block_fill_transactions=fill)
+    for sender, sequence, count in offered:
+        pool.add(bundle(sender, sequence, *([b"body"] * count)), 0, 0)
+    chosen = pool.select(state)
+    assert sum(len(each.transactions) for each in chosen) <= max(fill, LIMITS.bundle_transactions_max)
+    assert len(chosen) <= 1 or sum(len(each.transactions) for each in chosen) <= fill
+    assert bool(chosen) == pool.has_work(state)
+
+
 def test_bounds_and_their_reasons() -> None:
     pool = make_pool(sender_bundles_max=3)
     assert "committed" in (pool.add(bundle("alpha", 5), 5, 0) or "")
@@ -93,6 +109,7 @@ def test_bounds_and_their_reasons() -> None:
     assert small.add(bundle("beta", 1, *([bytes(1000)] * 3)), 0, 0) is None
 
 
+@settings(deadline=None)
 @given(
     st.sets(st.sampled_from(SENDERS), min_size=1).map(sorted),
     st.integers(0, 500),
@@ -132,6 +149,7 @@ def test_nobody_is_always_first_under_the_same_leader() -> None:
 arrivals = st.lists(st.tuples(st.sampled_from(NODES), st.integers(1, 6), st.integers(0, 3)), max_size=30)
 
 
+@settings(deadline=None)
 @given(arrivals, st.integers(1, 6))
 def test_what_is_let_go_is_what_came_too_long_ago_and_never_an_own(
     offered: list[tuple[str, int, int]], age_max: int
