@@ -22,7 +22,10 @@ def test_the_median_lies_in_its_interval(sample: list[float]) -> None:
         assert found.low is None and found.high is None
     else:
         assert found.low is not None and found.high is not None
-        assert min(sample) * (1 - 1e-12) <= found.low <= found.value * (1 + 1e-12) and found.value * (1 - 1e-12) <= found.high
+        assert (
+            min(sample) * (1 - 1e-12) <= found.low <= found.value * (1 + 1e-12)
+            and found.value * (1 - 1e-12) <= found.high
+        )
 
 
 @settings(max_examples=25, deadline=None)
