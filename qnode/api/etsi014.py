@@ -6,7 +6,6 @@ constants here.
 """
 
 import base64
-import json
 import re
 from typing import Any, Final
 
@@ -169,4 +168,4 @@ def _key_container(answer: Answer) -> Reply:
     raise_refusal(answer)
     assert isinstance(answer, KeysAnswer), f"keys were answered by {type(answer).__name__}"
     entries = [{"key_ID": key.key_id, "key": base64.b64encode(key.key.reveal()).decode("ascii")} for key in answer.keys]
-    return Reply(200, json.dumps({"keys": entries}, separators=(",", ":")).encode())
+    return document_reply({"keys": entries})

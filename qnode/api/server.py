@@ -7,13 +7,13 @@ request should cost little more than its TLS record. Without a client certificat
 import asyncio
 import ssl
 from collections.abc import Callable, Sequence
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from aiohttp import web
 from aiohttp.web_protocol import RequestHandler
 
 from qnode.api.http import JSON_HEADERS, Call, CallError, Door, Reply, split_target
-from qnode.io.certificates import identity_of
+from qnode.io.certificates import Identity, identity_of
 from qnode.io.transport import TransportError, listen_failure
 from qnode.settings import ApiSettings
 
@@ -22,6 +22,7 @@ BODY_TIMEOUT_S: Final = 10.0
 KEEP_ALIVE_S: Final = 75.0
 STOP_TIMEOUT_S: Final = 2.0
 
+Buffer = TypeVar("Buffer", bytes, bytearray)
 Report = Callable[[str, BaseException | None], None]  # (what, error): for the log
 
 
@@ -69,12 +70,12 @@ class ApiServer:
 
     async def _dispatch(self, request: web.BaseRequest) -> Reply:
         segments, query = split_target(request.raw_path)
-        transport = request.transport
-        caller = identity_of(transport.get_extra_info("peercert") if transport is not None else None)
+        connection = request.protocol
+        assert isinstance(connection, _JsonHandler), "the server makes no other handlers"
         for door in self._doors:
             length = len(door.prefix)
             if segments[:length] == door.prefix:
-                call = Call(request.method, segments[length:], query, caller, lambda: self._body(request))
+                call = Call(request.method, segments[length:], query, connection.caller, lambda: self._body(request))
                 return await door.handle(call)
         raise CallError(404, "unknown path; key delivery is at /api/v1/keys/{SAE_ID}/status, enc_keys and dec_keys")
 
@@ -84,23 +85,32 @@ class ApiServer:
         if request.headers.get("Content-Encoding", "identity").lower() != "identity":
             raise CallError(415, "send the body without Content-Encoding")
         if (request.content_length or 0) > limit:
-            raise CallError(413, f"the body exceeds {limit} bytes; ask for less in one request")
+            raise _too_large(limit)
         if request.headers.get("Expect", "").lower() == "100-continue" and request.transport is not None:
             request.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
-        parts: list[bytes] = []
-        size_bytes = 0
         try:
+            if request.content.is_eof():  # the body came with its headers, as that of a key request does
+                return _bounded(request.content.read_nowait(), limit)
+            body = bytearray()
             async with asyncio.timeout(BODY_TIMEOUT_S):
                 async for part in request.content.iter_any():
-                    parts.append(part)
-                    size_bytes += len(part)
-                    if size_bytes > limit:
-                        raise CallError(413, f"the body exceeds {limit} bytes; ask for less in one request")
+                    body += part
+                    _bounded(body, limit)
+            return bytes(body)
         except TimeoutError:
             raise CallError(408, f"the body did not arrive within {BODY_TIMEOUT_S:g} s") from None
         except web.RequestPayloadError:
             raise CallError(400, "the body is not what its headers announce") from None
-        return b"".join(parts)
+
+
+def _bounded(body: Buffer, size_bytes_max: int) -> Buffer:
+    if len(body) > size_bytes_max:
+        raise _too_large(size_bytes_max)
+    return body
+
+
+def _too_large(size_bytes_max: int) -> CallError:
+    return CallError(413, f"the body exceeds {size_bytes_max} bytes; ask for less in one request")
 
 
 def _response(reply: Reply) -> web.Response:
@@ -113,9 +123,17 @@ def _response(reply: Reply) -> web.Response:
 
 
 class _JsonHandler(RequestHandler):
-    """aiohttp's connection handler, with JSON also for what is not even HTTP, and no framework text in any answer."""
+    """aiohttp's connection handler, with JSON also for what is not even HTTP, and no framework text in any answer.
 
-    __slots__ = ()
+    Knows once and for all its requests who calls: the certificate was checked in the handshake.
+    """
+
+    __slots__ = ("caller",)
+    caller: Identity | None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        super().connection_made(transport)
+        self.caller = identity_of(transport.get_extra_info("peercert"))
 
     def handle_error(
         self,
