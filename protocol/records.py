@@ -5,6 +5,7 @@ makes (types, counts, bounds) and raises MalformedMessage for everything else, w
 that a small device can load it.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar, Final, TypeVar, cast, get_args
 
@@ -34,34 +35,81 @@ class Record:
 RecordType = TypeVar("RecordType", bound=Record)
 
 
-def _read(kind: object, value: Any) -> Any:
-    """Return `value` as the field type `kind` (int, str, bytes, bool, or a tuple of those). Raises MalformedMessage."""
-    if kind is int:
-        good = type(value) is int and 0 <= value <= INTEGER_MAX
-    elif kind is str:
-        good = type(value) is str and len(value) <= TEXT_LENGTH_MAX
-    elif kind is bytes or kind is bool:
-        good = type(value) is kind
-    else:
-        return _read_tuple(get_args(kind), value)
-    if not good:
-        raise MalformedMessage("a field is out of range or of another type")
+Reader = Callable[[Any], Any]
+"""Returns a field's value from what MessagePack made of it. Raises MalformedMessage."""
+
+
+def _malformed() -> MalformedMessage:
+    return MalformedMessage("a field is out of range or of another type")
+
+
+def _read_integer(value: Any) -> int:
+    if type(value) is not int or not 0 <= value <= INTEGER_MAX:
+        raise _malformed()
     return value
 
 
-def _read_tuple(kinds: tuple[object, ...], value: Any) -> tuple[Any, ...]:
-    if type(value) is not list or len(value) > TUPLE_ITEMS_MAX:
-        raise MalformedMessage("a field is no list, or too long a one")
-    if len(kinds) == 2 and kinds[1] is Ellipsis:
-        kinds = (kinds[0],) * len(value)
-    if len(kinds) != len(value):
-        raise MalformedMessage("a list has another length")
-    return tuple(_read(kind, item) for kind, item in zip(kinds, value, strict=True))
+def _read_text(value: Any) -> str:
+    if type(value) is not str or len(value) > TEXT_LENGTH_MAX:
+        raise _malformed()
+    return value
+
+
+def _read_bytes(value: Any) -> bytes:
+    if type(value) is not bytes:
+        raise _malformed()
+    return value
+
+
+def _read_flag(value: Any) -> bool:
+    if type(value) is not bool:
+        raise _malformed()
+    return value
+
+
+_READERS: Final[dict[object, Reader]] = {
+    int: _read_integer,
+    str: _read_text,
+    bytes: _read_bytes,
+    bool: _read_flag,
+}
+
+
+def _reader(kind: object) -> Reader:
+    """Return the reader of a field type: int, str, bytes, bool, or a tuple of those."""
+    return _READERS[kind] if kind in _READERS else _tuple_reader(get_args(kind))
+
+
+def _tuple_reader(kinds: tuple[object, ...]) -> Reader:
+    is_even = len(kinds) == 2 and kinds[1] is Ellipsis
+    readers = tuple(_reader(kind) for kind in kinds if kind is not Ellipsis)
+
+    def read(value: Any) -> tuple[Any, ...]:
+        if type(value) is not list or len(value) > TUPLE_ITEMS_MAX:
+            raise MalformedMessage("a field is no list, or too long a one")
+        if is_even:
+            return tuple(map(readers[0], value))
+        if len(readers) != len(value):
+            raise MalformedMessage("a list has another length")
+        return tuple([read(item) for read, item in zip(readers, value, strict=True)])
+
+    return read
+
+
+_FIELDS: Final[dict[type[Record], tuple[tuple[str, Reader], ...]]] = {}
+
+
+def _fields(kind: type[Record]) -> tuple[tuple[str, Reader], ...]:
+    """Return name and reader of every field of a kind of record: looked up once, not for every message."""
+    found = _FIELDS.get(kind)
+    if found is None:
+        found = _FIELDS[kind] = tuple((field.name, _reader(field.type)) for field in fields(kind))
+    return found
 
 
 def encode_record(record: Record) -> bytes:
     """Return the one encoding of a record."""
-    values = [getattr(record, field.name) for field in fields(record)]
+    values = [getattr(record, name) for name, _ in _fields(type(record))]
     return cast(bytes, msgpack.packb([record.KIND, *values], use_bin_type=True, buf_size=BUFFER_SIZE_BYTES))
 
 
@@ -74,7 +122,7 @@ def decode_record(data: bytes, family: dict[int, type[RecordType]]) -> RecordTyp
     if type(values) is not list or not values or type(values[0]) is not int or values[0] not in family:
         raise MalformedMessage("not a known kind of record")
     kind = family[values[0]]
-    expected = fields(kind)
+    expected = _fields(kind)
     if len(values) - 1 != len(expected):
         raise MalformedMessage(f"{kind.__name__} has {len(expected)} fields, these bytes {len(values) - 1}")
-    return kind(*(_read(field.type, value) for field, value in zip(expected, values[1:], strict=True)))
+    return kind(*[read(value) for (_, read), value in zip(expected, values[1:], strict=True)])
