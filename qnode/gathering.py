@@ -1,8 +1,8 @@
 """Key requests that wait together travel together: one transfer, one tag, one sync at each end for all of them.
 
-A request that finds no transfer of its kind (same applications, same key size) under way leaves at once and alone.
-Those that arrive while one is under way leave together when it ends, or after GATHER_NS_MAX, whatever comes first. So
-nobody waits on an idle link, and under load a transfer's cost is shared by as many as came during the one before.
+A request that finds fewer than UNDER_WAY_MAX transfers of its kind (same applications, same key size) under way leaves
+at once and alone. Those that find as many leave together when one ends, or after GATHER_NS_MAX, whatever comes first.
+So nobody waits on an idle link, and under load a transfer's cost is shared by as many as came during the ones before.
 
 Decides which requests share a transfer. What comes of it is as if each had been made by itself: a transfer that fails
 for several (too little key for all, say) is tried again for each of them, in their order. How keys travel is `relay`.
@@ -14,6 +14,9 @@ from typing import Final
 
 from qnode.context import Context
 from qnode.relay import Done, Relay, TransferFailed, Transferred
+
+UNDER_WAY_MAX: Final = 2
+"""Transfers of a kind that nobody needs to wait for: while the far node stores one, this node makes the next."""
 
 GATHER_NS_MAX: Final = 5_000_000
 """So long a request waits for a transfer under way: some round trips of a near neighbour. On a far link, or when the
@@ -57,8 +60,7 @@ class Gathering:
         kind = (size_bytes, master_sae, slave_sae, target)
         lane = self._lanes.setdefault(kind, _Lane())
         lane.waiting.append(_Request(key_ids, done, self._context.now_ns))
-        if not lane.under_way:
-            self._leave(kind, lane)
+        self._leave(kind, lane)
 
     def tick(self) -> None:
         """Let those go who have waited long enough."""
@@ -72,11 +74,11 @@ class Gathering:
         return min((arrived_ns + GATHER_NS_MAX for arrived_ns in waiting), default=None)
 
     def _leave(self, kind: Kind, lane: _Lane) -> None:
-        """Start transfers until one is under way or nobody waits; those that fail at once come back in here."""
+        """Start transfers while there is room and somebody waits; those that fail at once come back in here."""
         if lane.is_leaving:
             return
         lane.is_leaving = True
-        while lane.waiting and not lane.under_way:
+        while lane.waiting and lane.under_way < UNDER_WAY_MAX:
             self._start(kind, lane)
         lane.is_leaving = False
         if not lane.under_way and not lane.waiting:
