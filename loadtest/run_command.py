@@ -11,6 +11,7 @@ import click
 
 from loadtest import runner
 from loadtest.live import LiveView
+from loadtest.measure.profiles import summary_lines
 from loadtest.results.reader import Result
 from loadtest.results.records import Run
 from loadtest.results.surroundings import machine, versions
@@ -46,6 +47,9 @@ def _sizes(context: click.Context, parameter: click.Parameter, text: str | None)
 @click.option("--seconds", type=click.FloatRange(1), help="Length of the load; overrides duration_s.")
 @click.option("--repetitions", type=click.IntRange(1), help="How often each size is run.")
 @click.option("--seed", type=click.IntRange(0), help="The first seed.")
+@click.option(
+    "--profile", is_flag=True, help="Two nodes of each group tell what their processor time goes to (profiled_nodes)."
+)
 @click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override any key; may be repeated.")
 @click.option(
     "--into", type=click.Path(path_type=Path), help="Directory of the result (default: a new one in results/)."
@@ -57,6 +61,7 @@ def run_scenario(
     seconds: float | None,
     repetitions: int | None,
     seed: int | None,
+    profile: bool,
     overrides: tuple[str, ...],
     into: Path | None,
     as_json: bool,
@@ -68,7 +73,7 @@ def run_scenario(
     python -m loadtest run scaling --nodes 4,8,16,32 --json
     python -m loadtest run my-own.toml --set duration_s=60 --set clients.0.rate_per_s=50
     """
-    given = {"duration_s": seconds, "repetitions": repetitions, "seed": seed}
+    given = {"duration_s": seconds, "repetitions": repetitions, "seed": seed, "profiled_nodes": 2 if profile else None}
     every = [*(f"{key}={value}" for key, value in given.items() if value is not None), *overrides]
     try:
         chosen = scenarios.load(scenario, every, nodes)
@@ -80,6 +85,8 @@ def run_scenario(
     result = Result(directory)
     summary = runner.summary(result)
     _table(summary)
+    for line in summary_lines(result.profiles):
+        click.echo(line, err=True)
     if as_json:
         click.echo(json.dumps(summary))
     if failure is not None:

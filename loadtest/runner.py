@@ -24,6 +24,7 @@ from loadtest.disturbances import Runner as Disturber
 from loadtest.fleet.launcher import Ended, FleetError, Launcher, NodeEnded, Signal
 from loadtest.fleet.local import LocalFleet
 from loadtest.live import LiveState
+from loadtest.measure import profiles
 from loadtest.measure.figures import figures as computed_figures
 from loadtest.measure.growth import SECONDS_MIN, growth, growth_allowed
 from loadtest.measure.histograms import LatencyBook, LatencyWindows
@@ -244,6 +245,7 @@ async def _phases(case: _Case, scenario: Scenario, writer: ResultWriter, sampler
         if scenario.saturate_s:
             _enter(case, writer, "saturate")
             tx_per_s = await records.saturate(scenario.saturate_s)
+            await profiles.keep(ward, writer, number, "saturate")
             writer.figures(number, {"tx_per_s": round(tx_per_s, 1)})
             tell(f"  {tx_per_s:,.0f} records/s at saturation")
         _enter(case, writer, "check")
@@ -294,12 +296,14 @@ async def _load(
         if not seconds:
             continue
         _enter(case, writer, phase)
+        await profiles.begin(case.ward)
         async with asyncio.TaskGroup() as group:
             for client in scenario.clients:
                 group.create_task(_send(case, client, seconds, applications, records))
             if phase == "load":
                 group.create_task(disturber.run(due))
             group.create_task(asyncio.sleep(seconds))  # a load without clients lasts as long
+        await profiles.keep(case.ward, writer, case.number, phase)
         tell(f"  {phase}: {case.traffic.answered} answered, {case.traffic.failed} failed of {case.traffic.sent}")
     if scenario.faults:
         found = len(disturber.unrecovered)

@@ -5,6 +5,7 @@ addresses.
 """
 
 import asyncio
+import dataclasses
 import datetime
 import json
 import random
@@ -166,10 +167,16 @@ class Ward:
         """Start a node that does not run, as `program` or what it was, and shape it as before. Raises FleetError."""
         if program is not None:
             spec = self.specs[node_id]
-            self.specs[node_id] = NodeSpec(spec.node_id, spec.config, program)
+            self.specs[node_id] = dataclasses.replace(spec, program=program)
         await self.launcher.start([self.specs[node_id]], self.scenario.start_timeout_s)
         if self.shapes.get(node_id) or any(self.base_shape().values()):
             await self.push_shapes(node_id)
+
+    @property
+    def profiled(self) -> list[str]:
+        """Return the nodes that tell what they spend their processor time on: evenly from each group."""
+        count, groups = self.scenario.profiled_nodes, (self.validators, self.node_ids[len(self.validators) :])
+        return [group[n * len(group) // count] for group in groups for n in range(count) if n < len(group)]
 
     def drawing(self, case: int) -> Topology:
         """Return the network as the report draws it."""
@@ -197,6 +204,7 @@ async def write(scenario: Scenario, nodes: int, seed: int, directory: Path, laun
     specs = {member.settings.node_id: NodeSpec(member.settings.node_id, member.config) for member in cluster.members}
     located = dict(zip(laid.topology.node_ids, places, strict=True))
     ward = Ward(scenario, cluster, laid, launcher, Operator(cluster), specs, located, random.Random(seed))
+    specs.update({each: dataclasses.replace(specs[each], profiled=True) for each in ward.profiled})
     await _sit_between(ward, seed)
     return ward
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 PROGRAM: str = "qnode"
 """The daemon itself; the other programs are misbehaving nodes, see `loadtest.fleet.programs`."""
@@ -34,6 +34,7 @@ class NodeSpec:
     node_id: str
     config: Path
     program: str = PROGRAM
+    profiled: bool = False  # it can be asked what it spends its processor time on
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +97,14 @@ class Launcher(Protocol):
 
     async def fill_disk(self, node_id: str, full: bool) -> None:
         """Make a node's disk full, or no longer so: the node can write nothing more until then."""
+        ...
+
+    async def profile(self, node_id: str) -> dict[str, Any]:
+        """Return what a profiled node has spent its processor time on since it was last asked.
+
+        The document is that of `loadtest.fleet.profiling.CpuProfile.summary`. Raises FleetError when the node is not
+        profiled, does not run or does not answer.
+        """
         ...
 
     def running(self) -> Mapping[str, int]:

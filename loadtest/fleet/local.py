@@ -20,7 +20,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self
 
-from loadtest.fleet import limits
+from loadtest.fleet import limits, profiling
 from loadtest.fleet.launcher import Ended, FleetError, NodeEnded, NodeReady, NodeSpec, Place, Progress, Signal
 from loadtest.fleet.server import PACKET_SIZE_BYTES_MAX
 from qnode.initialise import InitialiseError, free_ports
@@ -30,6 +30,8 @@ STARTING_MAX: Final = 8
 STOP_TIMEOUT_S: Final = 10.0
 PREFIX: Final = "qnode-fleet-"
 LOCK_NAME: Final = ".lock"
+SUMMARIES_NAME: Final = "profiles.sock"
+SUMMARY_TIMEOUT_S: Final = 15.0  # hundreds of nodes share few cores, and the signal waits for its node's turn
 
 
 @dataclass(slots=True)
@@ -52,6 +54,8 @@ class LocalFleet:
         self._server: subprocess.Popen[bytes] | None = None
         self._control: socket.socket | None = None
         self._serving: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        self._summaries: asyncio.Server | None = None
+        self._asked: dict[str, asyncio.Future[dict[str, Any]]] = {}
         self.directory = Path()
 
     async def __aenter__(self) -> Self:
@@ -141,6 +145,22 @@ class LocalFleet:
             _, hard = resource.prlimit(process, resource.RLIMIT_FSIZE)
             resource.prlimit(process, resource.RLIMIT_FSIZE, (0 if full else hard, hard))
 
+    async def profile(self, node_id: str) -> dict[str, Any]:
+        """Ask by a signal; the node answers on a socket of the fleet. Raises FleetError."""
+        node = self._node(node_id)
+        if not node.spec.profiled or not node.process:
+            raise FleetError(f"{node_id} {'does not run' if node.spec.profiled else 'is not profiled'}")
+        if node_id in self._asked:
+            return await asyncio.shield(self._asked[node_id])
+        self._asked[node_id] = asyncio.get_running_loop().create_future()
+        try:
+            self._tell({"node_id": node_id, "signal": profiling.REQUEST})
+            return await asyncio.wait_for(asyncio.shield(self._asked[node_id]), SUMMARY_TIMEOUT_S)
+        except TimeoutError:
+            raise FleetError(f"{node_id} did not tell its profile within {SUMMARY_TIMEOUT_S:g} s") from None
+        finally:
+            del self._asked[node_id]
+
     def running(self) -> Mapping[str, int]:
         """Return node → process."""
         return {node_id: node.process for node_id, node in self._nodes.items() if node.process}
@@ -160,10 +180,30 @@ class LocalFleet:
         server, self._server = self._server, None
         asyncio.get_running_loop().remove_reader(self._control)
         self._control.close()
+        if self._summaries is not None:
+            self._summaries.close()
         for node in self._nodes.values():
             node.gone.set()
         await asyncio.to_thread(server.wait)
         shutil.rmtree(self.directory, ignore_errors=True)  # the server was killed before it could
+
+    # ---- profiles
+
+    async def _summaries_socket(self) -> Path:
+        """Listen for the summaries of profiled nodes, from the first such node on."""
+        path = self.directory / SUMMARIES_NAME
+        if self._summaries is None:
+            self._summaries = await asyncio.start_unix_server(self._summary, path)
+        return path
+
+    async def _summary(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            said = json.loads(await reader.read(profiling.SUMMARY_SIZE_BYTES_MAX))
+        finally:
+            writer.close()
+        asked = self._asked.get(said["node_id"])
+        if asked is not None and not asked.done():
+            asked.set_result(said)
 
     # ---- the server's words
 
@@ -175,7 +215,9 @@ class LocalFleet:
         self._nodes[spec.node_id] = node
         log = _log_path(spec)
         log.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        self._tell({"node_id": spec.node_id, "config": str(spec.config), "log": str(log), "program": spec.program})
+        profile = str(await self._summaries_socket()) if spec.profiled else None
+        command = {"node_id": spec.node_id, "config": str(spec.config), "log": str(log), "program": spec.program}
+        self._tell({**command, "profile": profile})
         return await node.ready
 
     def _node(self, node_id: str) -> _Node:

@@ -5,8 +5,8 @@ nodes, packed so that they write to few of its pages, and frozen out of their co
 end of its control socket: when the harness ends, however it ends, the kernel closes that end, and the server kills
 every node and removes their directory. When the server itself dies, the kernel kills its nodes (PR_SET_PDEATHSIG).
 
-Control socket: one JSON object per packet. In: `start` {node_id, config, log, program}, `signal` {node_id, number}.
-Out: what a node says when it is ready or why not (sent by the node itself), {node_id, ended: exit code}.
+Control socket: one JSON object per packet. In: `start` {node_id, config, log, program, profile}, `signal` {node_id,
+number}. Out: what a node says when it is ready or why not (sent by the node itself), {node_id, ended: exit code}.
 """
 
 import contextlib
@@ -32,6 +32,7 @@ REASON_LENGTH_MAX: Final = 2_000  # of a node that cannot start; its log has the
 PR_SET_PDEATHSIG: Final = 1
 PRELOADED: Final = (
     "loadtest.fleet.programs",
+    "loadtest.fleet.profiling",
     "qnode.daemon",
     "qnode.telemetry",
     "qnode.commands.run",
@@ -153,12 +154,14 @@ class Server:
 
 def run_node(command: dict[str, Any], ready: Callable[[dict[str, Any]], None]) -> None:
     """Run one node in this process, as `qnode run` does."""
-    from loadtest.fleet import programs
+    from loadtest.fleet import profiling, programs
     from qnode import telemetry
     from qnode.io.configuration import read_settings
 
     settings = read_settings(Path(command["config"]))
     log = telemetry.configure(settings.log_level, settings.node_id)
+    if command["profile"] is not None:
+        profiling.serve(command["node_id"], Path(command["profile"]))
     programs.PROGRAMS[command["program"]](settings, log, ready)
 
 

@@ -15,6 +15,7 @@ from loadtest.report import contents
 from loadtest.report.charts import Chart
 from loadtest.report.page import chart_cards, number, page, table, tile
 from loadtest.report.points import Point, labels, points
+from loadtest.report.profiles import profile_tables
 from loadtest.report.timelines import detailed_case, timelines
 from loadtest.report.topology import picture
 from loadtest.results.figure_names import figure_name
@@ -63,7 +64,7 @@ class Report:
             sections += self._over_time(self.detail)
         if self.paper:
             sections += ["<h2>The paper's figures</h2>", _detections(self.result), chart_cards(self.paper)]
-        sections += [_checks(self.result), _surroundings(self.result)]
+        sections += [profile_tables(self.result), _checks(self.result), _surroundings(self.result)]
         return page(f"{run.scenario}: load test of qnode", sections, self.charts)
 
     def _over_time(self, case: Case) -> list[str]:

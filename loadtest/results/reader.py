@@ -23,6 +23,7 @@ from loadtest.results.records import (
     Latency,
     LinkSample,
     NodeSample,
+    Profile,
     Record,
     Run,
     Topology,
@@ -83,6 +84,11 @@ class Result:
     def windows(self) -> list[Window]:
         """Latencies over time; none in a result from before they were kept."""
         return self._table("windows.csv", Window) if (self.directory / "windows.csv").exists() else []
+
+    @cached_property
+    def profiles(self) -> list[Profile]:
+        """What nodes spent their processor time on; none in a result from before it was kept."""
+        return self._table("profiles.csv", Profile) if (self.directory / "profiles.csv").exists() else []
 
     @cached_property
     def topologies(self) -> dict[int, Topology]:

@@ -209,6 +209,23 @@ class Window(Record, frozen=True):
     ms_p95: float
 
 
+class Profile(Record, frozen=True):
+    """What share of a node's processor time one function took in a phase: itself, and with all that it called.
+
+    `cpu_s` is the node's processor time in the phase; the function "(other threads)" is the disk and the jobs,
+    "(profiler)" what taking the samples cost.
+    """
+
+    case: int
+    phase: str
+    node_id: str
+    group: str
+    cpu_s: float
+    function: str
+    own_share: float
+    total_share: float
+
+
 class Figures(Record, frozen=True):
     """The figures of one case, by name; `loadtest.results.figure_names` gives each name's unit and better direction."""
 

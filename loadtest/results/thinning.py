@@ -33,6 +33,7 @@ def write_thinned(result: Result, directory: Path) -> None:
         "latency.jsonl": result.latencies,
         "figures.jsonl": [Figures(case=case, values=_short(values)) for case, values in known.items()],
         "windows.csv": result.windows,
+        "profiles.csv": result.profiles,
         "topology.jsonl": [each for each in result.topologies.values() if each.case in first_of_size.values()],
     }
     left_out = [

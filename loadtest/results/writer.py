@@ -29,6 +29,7 @@ from loadtest.results.records import (
     NodeSample,
     Overhead,
     Phase,
+    Profile,
     Record,
     Run,
     Scalar,
@@ -49,6 +50,7 @@ TABLES: Final[Mapping[str, type[Record]]] = {
     "figures.jsonl": records.Figures,
     "topology.jsonl": Topology,
     "windows.csv": Window,
+    "profiles.csv": Profile,
 }
 
 
@@ -218,6 +220,10 @@ class ResultWriter:
     def windows(self, windows: Iterable[Window]) -> None:
         """Keep latencies of stretches of time."""
         self._add("windows.csv", windows)
+
+    def profiles(self, profiles: Iterable[Profile]) -> None:
+        """Keep what nodes spent their processor time on."""
+        self._add("profiles.csv", profiles)
 
     def figures(self, case: int, values: Mapping[str, float | None]) -> None:
         """Keep figures of a case; a later call adds to them or corrects them."""

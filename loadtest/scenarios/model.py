@@ -156,6 +156,7 @@ class Scenario(Record, frozen=True, kw_only=True):
     attacks: tuple[Attack, ...] = ()
     limits: Limits = Limits()
     sizes: tuple[Size, ...] = ()
+    profiled_nodes: Annotated[int, Meta(ge=0, le=50)] = 0  # of each group: they tell what their processor time goes to
     may_grow: bool = True  # false: memory, descriptors or latency that grow over the load fail the run
 
     def __post_init__(self) -> None:

@@ -75,6 +75,22 @@ async def test_nodes_differ_in_what_is_random() -> None:
         assert not set(one) & set(other)
 
 
+async def test_a_profiled_node_tells_what_it_spends_its_processor_time_on() -> None:
+    async with LocalFleet() as fleet:
+        cluster, specs = write_ward(fleet.directory / "ward", 2)
+        await fleet.start([dataclasses.replace(specs[0], profiled=True), specs[1]], 60)
+        for _ in range(50):
+            await asyncio.to_thread(cluster.members[0].client(OPERATOR).call, "GET", "/admin/v1/status")
+        told = await fleet.profile("node-1")
+        assert told["samples"] > 0 and 0 < told["cpu_s"] < 60 and told["overhead_share"] < 0.05
+        assert any(each["function"].startswith("asyncio/runners.py") for each in told["functions"])
+        with pytest.raises(FleetError, match="node-2 is not profiled"):
+            await fleet.profile("node-2")
+        await fleet.signal("node-1", Signal.KILL)
+        with pytest.raises(FleetError, match="node-1 does not run"):
+            await fleet.profile("node-1")
+
+
 async def test_a_node_that_cannot_start_is_named_with_its_reason() -> None:
     async with LocalFleet() as fleet:
         _, specs = write_ward(fleet.directory / "ward", 2)

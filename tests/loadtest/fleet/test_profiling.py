@@ -1,0 +1,111 @@
+"""Processor time goes to the functions that used it, and nowhere twice."""
+
+import asyncio
+import json
+import signal
+import tempfile
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import uvloop
+
+from loadtest.fleet import profiling
+
+
+def _burn(seconds: float) -> int:
+    turns, end_s = 0, time.thread_time() + seconds
+    while time.thread_time() < end_s:
+        turns += 1
+    return turns
+
+
+def _deep(levels: int) -> int:
+    return _burn(0.03) if levels == 0 else _deep(levels - 1)
+
+
+def _shares(summary: dict[str, Any]) -> dict[str, tuple[float, float]]:
+    return {
+        each["function"].partition(":")[2]: (each["own_share"], each["total_share"]) for each in summary["functions"]
+    }
+
+
+def test_time_goes_to_what_runs_and_to_its_callers_once() -> None:
+    profile = profiling.CpuProfile()
+    profile.start()
+    try:
+        _deep(20)
+        _burn(0.2)
+        summary = profile.summary()
+    finally:
+        profile.stop()
+    shares = _shares(summary)
+    assert shares["_burn"][0] > 0.7
+    assert 0.02 < shares["_deep"][1] < 0.5
+    assert all(0 <= own <= total <= 1 for own, total in shares.values())
+    assert sum(own for own, _ in shares.values()) <= 1.001
+    assert summary["samples"] >= 10 and summary["cpu_s"] >= 0.15
+    assert summary["overhead_share"] < 0.05
+
+
+def test_an_idle_process_is_not_interrupted_and_other_threads_are_one_sum() -> None:
+    profile = profiling.CpuProfile()
+    profile.start()
+    try:
+        thread = threading.Thread(target=_burn, args=(0.1,))
+        thread.start()
+        thread.join()
+        profile.sample(signal.SIGPROF, None)
+        summary = profile.summary()
+    finally:
+        profile.stop()
+    assert summary["other_threads_share"] > 0.7
+    assert "_burn" not in _shares(summary)
+
+
+def test_functions_beyond_the_bound_are_one(monkeypatch: Any) -> None:
+    monkeypatch.setattr(profiling, "FUNCTIONS_MAX", 1)
+    profile = profiling.CpuProfile()
+    profile.start()
+    try:
+        _burn(0.05)
+        names = {each["function"] for each in profile.summary()["functions"]}
+    finally:
+        profile.stop()
+    assert profiling.OTHERS in names and len(names) <= 2
+
+
+def test_places_leave_directories_out() -> None:
+    assert profiling.place(json.dumps.__code__) == "json/__init__.py:dumps"
+    assert profiling.place(profiling.place.__code__) == "loadtest/fleet/profiling.py:place"
+
+
+def test_a_summary_under_uvloop_comes_when_it_is_asked_for_and_begins_anew() -> None:
+    async def ask() -> list[dict[str, Any]]:
+        told: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
+
+        async def hear(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            told.put_nowait(json.loads(await reader.read(profiling.SUMMARY_SIZE_BYTES_MAX)))
+            writer.close()
+
+        with tempfile.TemporaryDirectory() as scratch:
+            path = Path(scratch) / "s"
+            async with await asyncio.start_unix_server(hear, path):
+                profiling.serve("node-1", path)
+                summaries = []
+                for _ in range(2):
+                    _burn(0.1)
+                    signal.raise_signal(profiling.REQUEST)
+                    summaries.append(await asyncio.wait_for(told.get(), 10))
+                return summaries
+
+    try:
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            first, second = runner.run(ask())
+    finally:
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        signal.signal(profiling.REQUEST, signal.SIG_DFL)
+    assert first["node_id"] == second["node_id"] == "node-1"
+    for each in (first, second):
+        assert 0.05 < each["cpu_s"] < 0.5 and _shares(each)["_burn"][0] > 0.5
