@@ -30,8 +30,10 @@ class AntiEntropy:
         self.snapshot_sync = snapshot_sync
         self._collection = collection
         self.catch_up = CatchUp(core.settings.catch_up_timeout_ns)
-        self.deadline_ns: int | None = None
+        self._status_due_ns: int | None = None
         self._core = core
+        self._decision: Committed | None = None
+        self._untold: dict[str, int] = {}  # neighbours that will be told the last decision, and when
         self._answered_ns: dict[str, int] = {}
         self._informed: set[str] = set()  # neighbours who told of the decision about the height in progress
 
@@ -47,7 +49,8 @@ class AntiEntropy:
         Where the leader collects the votes, he tells everybody, and the others spare the hubs that he is connected to.
         The certificate may hold this node's own statement of this step, which must not leave before it is durable.
         """
-        core = self._core
+        core, validators = self._core, self._core.consensus.validators
+        self._tell(list(self._untold))  # a node that learns of one decision at a time never has to ask
         peers = [
             peer
             for peer in core.overlay.peers
@@ -55,8 +58,30 @@ class AntiEntropy:
             and not self._is_told_otherwise(peer)
             and self.catch_up.height_of(peer) < block.height
         ]
-        message = Committed(block.header, tuple(bundle.digest for bundle in block.bundles), certificate)
-        core.send_to_all(peers, message, urgent=True, after_sync=core.node_id in core.consensus.validators.indices)
+        self._decision = Committed(block.header, tuple(bundle.digest for bundle in block.bundles), certificate)
+        spread_ns = core.settings.decision_spread_ns
+        self._untold = {
+            peer: core.now_ns + int(spread_ns * core.jitter.random())
+            for peer in peers
+            if spread_ns and peer not in validators.indices
+        }
+        self._tell([peer for peer in peers if peer not in self._untold])
+
+    def _tell(self, peers: list[str]) -> None:
+        """Tell the last decision."""
+        core = self._core
+        if peers and self._decision is not None:
+            votes = core.node_id in core.consensus.validators.indices
+            core.send_to_all(peers, self._decision, urgent=True, after_sync=votes)
+        for peer in peers:
+            self._untold.pop(peer, None)
+
+    def _tell_due(self) -> None:
+        """Tell the last decision to those whose moment has come, if they have not heard of it."""
+        due = [peer for peer, due_ns in self._untold.items() if self._core.now_ns >= due_ns]
+        self._tell([peer for peer in due if self.catch_up.height_of(peer) < self._core.height])
+        for peer in due:
+            self._untold.pop(peer, None)
 
     def _is_told_otherwise(self, peer: str) -> bool:
         core, leader = self._core, self._core.consensus.leader(0)
@@ -85,17 +110,28 @@ class AntiEntropy:
         for peer in peers:
             self._core.send(peer, status, urgent=True, after_sync=True)
 
+    def begin(self) -> None:
+        """Start to tell what is held: now."""
+        self._status_due_ns = self._core.now_ns
+
+    def deadline_ns(self) -> int | None:
+        """Return when `tick` has something to do."""
+        due_ns = min(self._untold.values(), default=None)
+        return min((at_ns for at_ns in (self._status_due_ns, due_ns) if at_ns is not None), default=None)
+
     def tick(self) -> None:
         """When it is time: announce what is held, and let unanswered questions be asked again."""
         core = self._core
-        if self.deadline_ns is None or core.now_ns < self.deadline_ns:
+        self._tell_due()
+        if self._status_due_ns is None or core.now_ns < self._status_due_ns:
             return
-        self.deadline_ns = core.now_ns + int(core.settings.anti_entropy_ns * core.jitter.uniform(0.75, 1.25))
+        self._status_due_ns = core.now_ns + int(core.settings.anti_entropy_ns * core.jitter.uniform(0.75, 1.25))
         core.consensus.forget_fetches()
         self.announce(core.overlay.peers if core.overlay.take_news() else core.some_peers())
 
     def forget(self, peer: str) -> None:
         """The neighbour is gone."""
+        self._untold.pop(peer, None)
         self.catch_up.forget(peer)
         self.snapshot_sync.forget(peer)
         self._answered_ns.pop(peer, None)

@@ -84,6 +84,8 @@ class Timing:
     """T_f: about two message delays."""
     heartbeat_ns: int
     """How long a leader may hold back an empty block."""
+    block_interval_ns: int
+    """How long a leader may hold back one that is not full."""
     lost_leader_timeout_ns: int
     """The view timer when the leader was connected to this node and is gone: the wait for it is in vain."""
 
@@ -126,6 +128,8 @@ class Consensus:
         self.proposals: dict[int, Proposal] = {}
         self.bodies: dict[bytes, Block] = {}
         self.work_waiting = False
+        self.block_full = False
+        """Work for a whole block waits."""
         self.muted = False
         """Follow, and say nothing (SPEC 7.5)."""
         self.started_ns = now_ns
@@ -222,13 +226,23 @@ class Consensus:
         if self._done or self.commit is not None:
             return None
         if self.view == 0 and self._view_deadline_ns is None:
-            return self._heartbeat_deadline_ns
+            return self._interval_end_ns if self.work_waiting else self._heartbeat_deadline_ns
         deadlines: list[int | None] = []
         if self.view in self.notarizations:
             deadlines = [self._finalize_deadline_ns, self._view_deadline_ns]
         elif self._can_say(Kind.NULLIFY):
             deadlines = [self._view_deadline_ns]
         return min((deadline for deadline in deadlines if deadline is not None), default=None)
+
+    @property
+    def _interval_end_ns(self) -> int:
+        return self.started_ns + min(self.timing.block_interval_ns, self.timing.heartbeat_ns)
+
+    def _is_due(self, now_ns: int) -> bool:
+        """Whether it is time for the first proposal of this height (rule 9)."""
+        if self.work_waiting and (self.block_full or now_ns >= self._interval_end_ns):
+            return True
+        return now_ns >= self._heartbeat_deadline_ns
 
     @property
     def _heartbeat_deadline_ns(self) -> int:
@@ -281,8 +295,8 @@ class Consensus:
         """Rules 1 and 9: in view 0 the timer starts when there is something to wait for."""
         if self._view_deadline_ns is not None:
             return
-        waiting = self.view > 0 or self.work_waiting or self.view in self.proposals
-        if waiting or now_ns >= self._heartbeat_deadline_ns or self.book.speakers(0) > self.validators.faulty_max:
+        waiting = self.view > 0 or self.view in self.proposals
+        if waiting or self._is_due(now_ns) or self.book.speakers(0) > self.validators.faulty_max:
             self._view_deadline_ns = now_ns + self.timing.view_ns(self.view, self._is_lost(self.leader(self.view)))
 
     def hurry(self, now_ns: int) -> None:
@@ -309,7 +323,7 @@ class Consensus:
         return self.view not in self._said[Kind.FINALIZE]
 
     def _propose(self, now_ns: int) -> Action | None:
-        """Rule 2, with rule 9 for an empty block in view 0."""
+        """Rule 2, with rule 9 for a block in view 0 that can wait."""
         if self.leader(self.view) != self._node_id or self.view in self._said[Kind.PROPOSE]:
             return None
         if not self._can_say(Kind.VOTE):
@@ -320,7 +334,7 @@ class Consensus:
                 return self._repropose(notarization)
             if earlier not in self.nullifications:
                 return self._pull()
-        if self.view == 0 and not self.work_waiting and now_ns < self._heartbeat_deadline_ns:
+        if self.view == 0 and not self._is_due(now_ns):
             return None
         self._said[Kind.PROPOSE].add(self.view)
         return Propose(self.view, None, FRESH)

@@ -58,6 +58,11 @@ class ReplicaSettings:
     """T_f: two message delays on a continental network."""
     lost_leader_timeout_ns: int = 60 * MS
     """The wait for a leader whose connection broke: long enough for its last messages to come round."""
+    block_interval_ns: int = 0
+    """A leader collects for so long what goes into the next block, unless it is full before: every block costs every
+    node some milliseconds, which counts where hundreds of nodes share a few cores."""
+    decision_spread_ns: int = 0
+    """Neighbours that do not vote are told a decision at moments drawn from so long: they need not all work at once."""
     heartbeat_ns: int = 5_000 * MS
     """An idle chain makes an empty block this often, so that clocks and state roots are still certified."""
     anti_entropy_ns: int = 500 * MS
@@ -171,6 +176,12 @@ class Core:
     def is_hub(self) -> bool:
         """Whether this node votes at the height in progress and is connected to a quorum of those who do."""
         return self.overlay.is_hub(self.node_id, self.consensus.validators)
+
+    @property
+    def fills_a_block(self) -> bool:
+        """Whether as many transactions wait as a block may hold; or leaders wait for no more anyway."""
+        interval_ns, most = self.settings.block_interval_ns, self.limits.block_transactions_max
+        return interval_ns == 0 or self.mempool.transaction_count >= most
 
     @property
     def collects_votes(self) -> bool:

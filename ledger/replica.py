@@ -148,6 +148,7 @@ class Replica:
         self._clock_noted_height = 0
         self._later: dict[bytes, tuple[str, Message]] = {}
         self._later_size_bytes = 0
+        self._decision: tuple[int, bytes] = (0, b"")  # the last that was told about the height in progress
         self._resume(stored)
 
     # ---- what the driver uses
@@ -226,7 +227,7 @@ class Replica:
                 self.consensus.hurry(core.now_ns)
             case Started():
                 self.consensus.started_ns = core.now_ns
-                self._sync.deadline_ns = core.now_ns
+                self._sync.begin()
             case TimePassed():
                 pass
         self._pump()
@@ -239,7 +240,7 @@ class Replica:
         consensus_ns = None if stopped else self.consensus.next_deadline_ns()
         deadlines = (
             self._recall.deadline_ns() if quiet else consensus_ns,
-            self._sync.deadline_ns,
+            self._sync.deadline_ns(),
             self._sync.catch_up.deadline_ns(),
             None if stopped or self._numbers_unknown else self._own.deadline_ns(),
             self._append_again_ns,
@@ -367,6 +368,7 @@ class Replica:
                 view_timeout_ns=timeout_ns,
                 finalize_timeout_ns=max(settings.finalize_timeout_ns, timeout_ns // 2),
                 heartbeat_ns=settings.heartbeat_ns,
+                block_interval_ns=settings.block_interval_ns,
                 lost_leader_timeout_ns=settings.lost_leader_timeout_ns,
             ),
             now_ns=self._core.now_ns,
@@ -379,8 +381,15 @@ class Replica:
     def _on_payload(self, peer: str, payload: bytes) -> None:
         if not self._core.overlay.is_up(peer):
             self._core.overlay.connect(peer)
+        if payload == self._decision[1]:
+            if self._decision[0] == self.height + 1:
+                self._sync.on_committed(peer)
+            return  # every neighbour tells the same, and reading it once is enough
         try:
-            self._on_message(peer, decode(payload), len(payload))
+            message = decode(payload)
+            if isinstance(message, Committed) and message.header.height == self.height + 1:
+                self._decision = (message.header.height, payload)
+            self._on_message(peer, message, len(payload))
         except (MalformedEncoding, MalformedBundle, MalformedBlock) as error:
             self._core.fault(peer, f"malformed message: {error}")
 
@@ -463,6 +472,7 @@ class Replica:
                 self._own.flush()
             self.consensus.muted = self._recall.is_quiet
             self.consensus.work_waiting = self._core.mempool.has_work(self.state)
+            self.consensus.block_full = self._core.fills_a_block
             if self.consensus.work_waiting and self._work_since_ns is None:
                 self._work_since_ns = self._core.now_ns
             action = self.consensus.next_action(self._core.now_ns)

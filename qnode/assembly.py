@@ -61,6 +61,8 @@ def node_setup(settings: NodeSettings, genesis: Genesis, entropy: Entropy) -> No
             snapshot_interval=settings.ledger.snapshot_interval,
             snapshot_distance=settings.ledger.snapshot_distance,
             keep_blocks=settings.ledger.keep_blocks,
+            block_interval_ns=int(settings.ledger.block_interval_s * 1e9),
+            decision_spread_ns=int(settings.ledger.decision_spread_s * 1e9),
             anti_entropy_ns=int(settings.ledger.status_interval_s * 1e9),
             view_timeout_min_ns=int(settings.ledger.view_timeout_s * 1e9),
             finalize_timeout_ns=int(settings.ledger.finalize_timeout_s * 1e9),

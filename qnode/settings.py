@@ -189,6 +189,20 @@ class LedgerSettings:
         low=0.05,
         high=60,
     )
+    block_interval_s: float = setting(
+        "s",
+        "a leader collects for so long what goes into a block; more where many nodes share few cores",
+        0,
+        low=0,
+        high=5,
+    )
+    decision_spread_s: float = setting(
+        "s",
+        "followers are told of a block at moments drawn from so long, so that they do not all work at once",
+        0,
+        low=0,
+        high=5,
+    )
     view_timeout_s: float = setting(
         "s", "the least wait for a leader's block; it grows by itself while heights are slow", 0.3, low=0.05, high=10
     )

@@ -19,6 +19,7 @@ Rate = Annotated[float, Meta(gt=0, le=1e6)]
 Share = Annotated[float, Meta(ge=0, le=1)]
 Milliseconds = Annotated[float, Meta(ge=0, le=60_000)]
 Count = Annotated[int, Meta(ge=1, le=100_000)]
+NodeSettings = dict[str, dict[str, bool | int | float | str]]
 Shape = Literal["line", "ring", "star", "mesh", "grid", "random_geometric", "scale_free", "road_grid"]
 Arrival = Literal["constant", "poisson", "bursts"]
 ClientKind = Literal["keys", "records", "messages"]
@@ -52,7 +53,7 @@ class Network(Record, frozen=True, kw_only=True):
     degree: Annotated[int, Meta(ge=1, le=50)] = (
         2  # scale_free: links of a new node; random_geometric: neighbours aimed at
     )
-    settings: dict[str, dict[str, bool | int | float | str]] = {}
+    settings: NodeSettings = {}
     link: dict[str, dict[str, bool | int | float | str]] = {}  # overrides of the profile: source, channel, detector, …
     block_pulses: Annotated[int, Meta(ge=10_000, le=100_000_000_000)] | None = None
     shaping: Shaping = Shaping()
@@ -131,6 +132,7 @@ class Size(Record, frozen=True, kw_only=True):
 
     from_nodes: Annotated[int, Meta(ge=2, le=NODES_MAX)]
     rate_factor: Rate = 1.0  # on every client's rate
+    settings: NodeSettings = {}  # of every node, over those of [network.settings]
     warm_up_s: Seconds | None = None
     saturate_s: Seconds | None = None
 
@@ -187,9 +189,15 @@ def at_size(scenario: Scenario, nodes: int) -> Scenario:
     return msgspec.structs.replace(
         scenario,
         clients=clients,
+        network=_with_settings(scenario.network, size.settings),
         warm_up_s=scenario.warm_up_s if size.warm_up_s is None else size.warm_up_s,
         saturate_s=scenario.saturate_s if size.saturate_s is None else size.saturate_s,
     )
+
+
+def _with_settings(network: Network, settings: NodeSettings) -> Network:
+    merged = {table: {**network.settings.get(table, {}), **settings.get(table, {})} for table in settings}
+    return msgspec.structs.replace(network, settings={**network.settings, **merged})
 
 
 def document(scenario: Scenario) -> dict[str, Any]:

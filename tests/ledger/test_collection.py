@@ -4,9 +4,11 @@ from collections import Counter
 
 import pytest
 
-from ledger.inputs import PeerDown, TransactionsSubmitted
+import ledger.replica
+from ledger.genesis import Genesis
+from ledger.inputs import MessageReceived, PeerDown, TransactionsSubmitted
 from ledger.messages import CertificatesMessage, Committed, StatementMessage, decode
-from ledger.outputs import SendMessage
+from ledger.outputs import PeerFaulted, SendMessage
 from ledger.replica import ReplicaSettings
 from ledger.transactions import SaeRegistered
 from ledger.votes import Kind
@@ -121,3 +123,53 @@ def test_votes_of_the_next_views_go_to_all(net: Net) -> None:
     net.pass_time(3 * T0_NS)
     assert heights(net) == {before + 1}
     assert min(votes_sent(net)[name, Kind.FINALIZE] for name in net.replicas) >= len(net.replicas) - 1
+
+
+def test_followers_are_told_at_different_moments_and_of_one_decision_at_a_time() -> None:
+    spread_ns = 400 * MS
+    genesis = make_genesis()
+    followers = [f"f{i}" for i in range(6)]
+    net = Net(
+        genesis, (*genesis_voters(genesis), *followers), decision_spread_ns=spread_ns, anti_entropy_ns=60_000 * MS
+    )
+    net.pass_time(90_000 * MS)
+    before, moments = net.replicas["alpha"].height, {}
+    record(net, "alpha")
+    while len(moments) < len(followers) and net.now_ns < 91_000 * MS:
+        moments |= {
+            name: net.now_ns for name in followers if name not in moments and net.replicas[name].height > before
+        }
+        net.pass_time(10 * MS)
+    assert all(net.replicas[name].height == before + 1 for name in net.replicas)
+    assert len(set(moments.values())) > 3, "not all at once"
+    record(net, "alpha")
+    record(net, "beta")
+    net.pass_time(100 * MS)
+    assert {replica.height for replica in net.replicas.values()} >= {before + 2}
+    assert min(replica.height for replica in net.replicas.values()) >= before + 1
+
+
+def genesis_voters(genesis: Genesis) -> tuple[str, ...]:
+    return tuple(node.node_id for node in genesis.nodes)
+
+
+def test_a_decision_that_many_tell_is_read_once(net: Net, monkeypatch: pytest.MonkeyPatch) -> None:
+    record(net)
+    sent = [output for _, output in net.outputs if isinstance(output, SendMessage) and _is_decision(output.payload)]
+    payload, receiver = sent[0].payload, sent[0].peer
+    read: list[bytes] = []
+    real = ledger.replica.decode
+
+    def counted(data: bytes) -> object:
+        read.append(data)
+        return real(data)
+
+    monkeypatch.setattr(ledger.replica, "decode", counted)
+    for name in NAMES:
+        if name != receiver:
+            net.give(receiver, MessageReceived(name, payload))
+    assert payload not in read and not net.seen(PeerFaulted)
+
+
+def _is_decision(payload: bytes) -> bool:
+    return isinstance(decode(payload), Committed)

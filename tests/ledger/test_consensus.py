@@ -1,6 +1,6 @@
 """SPEC 4: the rules of one height, one by one, on the bare state machine."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from ledger.block import Block, Header
 from ledger.consensus import (
@@ -20,7 +20,9 @@ from ledger.validators import Validators
 from ledger.votes import FRESH, NO_DIGEST, Certificate, Kind, Statement
 
 NODES = ("a", "b", "c", "d")
-TIMING = Timing(view_timeout_ns=100, finalize_timeout_ns=30, heartbeat_ns=1000, lost_leader_timeout_ns=10)
+TIMING = Timing(
+    view_timeout_ns=100, finalize_timeout_ns=30, heartbeat_ns=1000, block_interval_ns=0, lost_leader_timeout_ns=10
+)
 HEIGHT = 4  # so that "a" leads view 0, "b" view 1, …
 
 
@@ -40,13 +42,14 @@ class Bench:
     faults: dict[bytes, str] = field(default_factory=dict)
     lost: set[str] = field(default_factory=set)
     now_ns: int = 0
+    timing: Timing = TIMING
 
     def __post_init__(self) -> None:
         self.machine = Consensus(
             height=HEIGHT,
             node_id=self.node_id,
             validators=Validators(NODES, (bytes(32),) * 4),
-            timing=TIMING,
+            timing=self.timing,
             now_ns=0,
             block_fault=lambda block, fresh: self.faults.get(block.digest) if fresh else None,
             is_lost=lambda node: node in self.lost,
@@ -103,6 +106,19 @@ def test_rule_9_an_idle_leader_waits_for_the_heartbeat() -> None:
     assert bench.actions() == [] and bench.machine.next_deadline_ns() == 1000
     assert bench.at(999) == []
     assert bench.at(1000) == [Propose(0, None, FRESH)]
+
+
+def test_rule_9_a_leader_collects_for_an_interval_unless_a_block_is_full() -> None:
+    unhurried = replace(TIMING, block_interval_ns=400)
+    for node_id, at_the_end in (("a", [Propose(0, None, FRESH)]), ("c", [])):
+        bench = Bench(node_id, timing=unhurried)
+        bench.machine.work_waiting = True
+        assert bench.at(399) == [] and bench.machine.next_deadline_ns() == 400
+        assert bench.at(400) == at_the_end
+        assert bench.machine.next_deadline_ns() == 500, "only now the leader is waited for"
+    full = Bench("a", timing=unhurried)
+    full.machine.work_waiting = full.machine.block_full = True
+    assert full.actions() == [Propose(0, None, FRESH)]
 
 
 def test_rule_9_followers_arm_their_timer_for_a_reason() -> None:

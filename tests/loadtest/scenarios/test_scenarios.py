@@ -107,5 +107,9 @@ def test_large_networks_get_their_own_rates_and_phases() -> None:
     assert rates == {63: 1, 64: 0.5, 128: 0.25, 300: 0.25}
     assert [at_size(scenario, n).warm_up_s for n in (64, 200)] == [5, 9]
     assert at_size(scenario, 200).saturate_s == 0
+    slow = Size(from_nodes=64, settings={"ledger": {"block_interval_s": 2.0}, "api": {"x": 1}})
+    slower = at_size(msgspec.structs.replace(scenario, sizes=(slow,)), 64).network.settings
+    assert slower["ledger"] == {**scenario.network.settings["ledger"], "block_interval_s": 2.0}
+    assert slower["pool"] == scenario.network.settings["pool"] and slower["api"] == {"x": 1}
     with pytest.raises(ValueError, match="same from_nodes"):
         msgspec.structs.replace(scenario, sizes=(sizes[0], sizes[0]))
