@@ -14,11 +14,13 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from loadtest.ledger_load import (
+    RESTING_BLOCKS,
     RESTING_LINKS,
     Feeder,
     Figures,
     Saturation,
     at_rate,
+    await_rest,
     committed_height,
     first_blocks,
     make_feeders,
@@ -76,7 +78,7 @@ def run(
             await saturation.stop()
         return {}
 
-    with local_cluster(nodes, topology, tables=RESTING_LINKS, validators=validators) as cluster:
+    with local_cluster(nodes, topology, tables=RESTING_LINKS, links=RESTING_BLOCKS, validators=validators) as cluster:
         measured = _measure(cluster, load)
         lost = _lost(cluster, measured) if kill_faulty else None
     return _report(nodes, voting, rate, measured, lost)
@@ -84,6 +86,7 @@ def run(
 
 def _measure(cluster: Cluster, load: _Load) -> _Measured:
     blocks = first_blocks(cluster)
+    await_rest(cluster)
     with asyncio.Runner(loop_factory=new_event_loop) as runner:
         figures, elapsed_s, before, extra = runner.run(_loaded(cluster, blocks, load))
     wanted = before[0]["ledger"]["state_deliveries"] + figures.committed

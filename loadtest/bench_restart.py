@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from loadtest.ledger_load import (
+    RESTING_BLOCKS,
     RESTING_LINKS,
     Feeder,
     Figures,
@@ -72,7 +73,7 @@ def run(nodes: int, records: int) -> dict[str, Any]:
     names = [f"node-{number}" for number in range(nodes - 2, nodes + 1)]
     own = {names[1]: {"ledger": {"snapshot_interval": 0, "snapshot_distance": SNAPSHOT_DISTANCE}}}
     common = {**RESTING_LINKS, "ledger": {"snapshot_interval": SNAPSHOT_INTERVAL}}
-    with local_cluster(nodes, "ring", tables=common, own_tables=own) as cluster:
+    with local_cluster(nodes, "ring", tables=common, own_tables=own, links=RESTING_BLOCKS) as cluster:
         chain = _loaded(cluster, records)
         with_snapshot, without, by_blocks = (cluster.member(name) for name in names)
         clusters.stop([with_snapshot], 20)

@@ -20,13 +20,14 @@ from qnode.client import CallFailed
 from qnode.cluster import Cluster, Member
 from qnode.io.certificates import client_context
 
-BATCH: Final = 1000
+BATCH: Final = 500
 """Records of one submission under load: one HTTP request, one bundle."""
 FEEDERS: Final = 2
 """Submissions under way per node: one is committed while the next is on its way."""
 BLOCKS_PER_PAGE: Final = 20
 """Blocks of one look at the chain: full ones make some megabytes of JSON each."""
 RESTING_LINKS: Final = {"pool": {"target_bits": 16_384, "probe_interval_s": 600}}
+RESTING_BLOCKS: Final = {"block_pulses": 250_000}
 """A pool that the first block fills, and no probes of full links: they rest while the chain is measured."""
 
 
@@ -113,6 +114,19 @@ def first_blocks(cluster: Cluster) -> dict[str, int]:
         "a block of every link on the chain", recorded, timeout_s=120 + 3 * len(cluster.members)
     )
     return found
+
+
+def await_rest(cluster: Cluster) -> None:
+    """Wait until every link has its first block, no record waits and all nodes stand at one height."""
+
+    def rests() -> bool:
+        seen = clusters.statuses(cluster)
+        ledgers = [status.get("ledger", {}) for status in seen]
+        made = all(link["blocks"] > 0 for status in seen for link in status.get("links", [{"blocks": 0}]))
+        idle = all(ledger.get("mempool_transactions") == 0 for ledger in ledgers)
+        return made and idle and len({ledger.get("height") for ledger in ledgers}) == 1
+
+    awaited("the first block of every link", rests, timeout_s=120 + 3 * len(cluster.members), pause_s=0.5)
 
 
 def committed_height(member: Member) -> int:

@@ -5,6 +5,7 @@ whatever happens.
 """
 
 import datetime
+import json
 import statistics
 import tempfile
 import time
@@ -31,22 +32,25 @@ def local_cluster(
     profile: str = "lab",
     tables: Mapping[str, Mapping[str, Any]] | None = None,
     own_tables: Mapping[str, Mapping[str, Mapping[str, Any]]] | None = None,
+    links: Mapping[str, Any] | None = None,
     validators: int | None = None,
 ) -> Iterator[Cluster]:
     """Yield a running cluster in a temporary directory. `tables` adds keys to every node's TOML, by table.
 
-    `own_tables` are those of single nodes, by node ID; they take the place of common ones of the same name. The first
-    `validators` nodes vote (by default all, up to 31).
+    `links` are keys of every link's table. `own_tables` are those of single nodes, by node ID; they take the place of
+    common ones of the same name. The first `validators` nodes vote (by default all, up to 31).
 
     Raises InitialiseError, ClusterError.
     """
     with tempfile.TemporaryDirectory(prefix="qnode-bench-") as scratch:
         directory = Path(scratch) / "cluster"
-        plan = Plan(read_topology(topology, nodes), profile=profile, log_level="warning", validators=validators)
+        laid = read_topology(topology, nodes)
+        of_links = {f"link.{json.dumps(link.link_id)}": links or {} for link in laid.links}
+        plan = Plan(laid, profile=profile, log_level="warning", validators=validators)
         initialise(directory, plan, OperatingSystemEntropy(), datetime.datetime.now(datetime.UTC))
         cluster = Cluster.open(directory)
         for member in cluster.members:
-            extend(member.config, {**(tables or {}), **(own_tables or {}).get(member.config.stem, {})})
+            extend(member.config, {**(tables or {}), **of_links, **(own_tables or {}).get(member.config.stem, {})})
         try:
             clusters.up(cluster, timeout_s=120 + 2 * nodes)
             yield cluster
