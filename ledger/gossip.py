@@ -95,7 +95,9 @@ class Overlay:
 
     def is_hub(self, node_id: str, validators: Validators) -> bool:
         """Say whether this node or a neighbour is a validator that is connected to a quorum, itself counted."""
-        if node_id not in validators.indices:
+        members = validators.indices.keys()
+        if node_id not in members:
             return False
-        adjacent = self._adjacent if node_id == self._node_id else self._adjacent.get(node_id, ())
-        return 1 + sum(other in adjacent for other in validators.indices if other != node_id) >= validators.quorum
+        adjacent = self._adjacent if node_id == self._node_id else self._adjacent.get(node_id, {})
+        joined = sum(map(members.__contains__, adjacent)) + (node_id not in adjacent)
+        return joined >= validators.quorum
