@@ -74,6 +74,8 @@ TOP_UP_BYTES_MAX: Final = 2048
 """What a stream below its target gains per block and direction, so that a refill never starves delivery."""
 STREAM_TARGET_BYTES: Final = 4 * WINDOW_BYTES
 
+UNRECORDED_MAX: Final = 4
+"""Blocks that wait for the chain: one being voted on, one in the next proposal, and what comes of them in between."""
 RECORD_LIFETIME_HEIGHTS: Final = 2000
 """Heights until a record expires: minutes at full speed, hours on an idle chain; bounds how long pending key lives."""
 
@@ -350,8 +352,14 @@ class Link:
             self.role == TRANSMITTER
             and self.peer in self._services.context.connected
             and self._jobs == 0  # a job of a session that was given up may still use the device
-            and len(self._unrecorded) < 4  # the chain is behind: wait for it instead of piling up pending key
+            and not self._has_enough_pending()
         )
+
+    def _has_enough_pending(self) -> bool:
+        """Whether the chain is behind: what it has yet to record fills the pool, or is more than is kept at once."""
+        pending_bits = sum(record.secret_bits for record in self._unrecorded.values())
+        fills = pending_bits > 0 and self.pool_bits + pending_bits >= self._configuration.pool_target_bits
+        return fills or len(self._unrecorded) >= UNRECORDED_MAX
 
     def _start(self) -> None:
         services, configuration = self._services, self._configuration

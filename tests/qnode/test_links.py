@@ -170,6 +170,18 @@ def test_a_link_whose_chain_stands_still_waits() -> None:
     assert net.run(lambda: link_of(net, "node-1").figures.blocks > done + 4, 20)
 
 
+def test_a_block_that_fills_the_pool_is_waited_for() -> None:
+    """A slow chain is no reason to make key that nobody wants: that would keep it slow."""
+    net = Cluster(3, [(0, 1), (1, 2)], 200_000, 1)
+    net.run(lambda: False, 0)
+    net.crash("node-3")
+    net.run(lambda: False, 30)
+    node = net.hosts["node-1"].node
+    assert node is not None and len(node._keys.pending_blocks()) <= 1
+    net.start("node-3")
+    assert net.run(lambda: link_of(net, "node-1").figures.blocks == 1, 30)
+
+
 @pytest.mark.slow
 def test_key_that_the_chain_never_records_is_destroyed_at_its_height(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(links, "RECORD_LIFETIME_HEIGHTS", 3)
