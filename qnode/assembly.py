@@ -116,6 +116,7 @@ def _link(link: GenesisLink, settings: LinkSettings, pool: PoolSettings) -> Link
         block_pulses=settings.block_pulses,
         pool_target_bits=pool.target_bits,
         probe_interval_ns=int(1e9 * pool.probe_interval_s),
+        start_spread_ns=int(1e9 * pool.start_spread_s),
         pre_shared_secret=secret,
     )
 

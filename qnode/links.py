@@ -98,6 +98,7 @@ class LinkConfiguration:
     pool_target_bits: int
     pre_shared_secret: bytes = field(repr=False)
     probe_interval_ns: int = 10_000_000_000  # a link whose pool is full still measures its error rate this often
+    start_spread_ns: int = 0  # the first session begins at a moment drawn from so long
 
 
 @dataclass(slots=True)
@@ -207,7 +208,8 @@ class Link:
         )
         self._jobs = 0
         self._running: _Running | None = None
-        self._next_start_ns = 0
+        spread_ns = configuration.start_spread_ns
+        self._next_start_ns = services.context.now_ns + int(spread_ns * services.context.jitter.random())
         self._failures = 0
         self._unrecorded: dict[int, KeyBlockRecorded] = {}
 

@@ -150,6 +150,13 @@ class PoolSettings:
         low=1.0,
         high=3600,
     )
+    start_spread_s: float = setting(
+        "s",
+        "the first sessions begin at moments drawn from so long after the start; more where many nodes share few cores",
+        0.0,
+        low=0.0,
+        high=3600,
+    )
 
     def __post_init__(self) -> None:
         for field in ("default_key_size_bits", "min_key_size_bits", "max_key_size_bits"):

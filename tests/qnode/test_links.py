@@ -562,3 +562,17 @@ def test_a_row_of_attacks_with_a_stray_parameter_is_refused() -> None:
 
 def _links(cluster: Cluster) -> list[dict[str, Any]]:
     return [link for node in cluster.nodes() for link in node._status()["links"]]
+
+
+def test_first_sessions_begin_at_different_moments() -> None:
+    net = cluster(count=6)
+    spread_ns = 50_000_000_000
+    starts = set()
+    for host in net.hosts.values():
+        assert host.node is not None
+        for link in host.node._links.values():
+            late = Link(replace(link._configuration, start_spread_ns=spread_ns), link._services, {})
+            wait_ns = late._next_start_ns - link._services.context.now_ns
+            assert 0 <= wait_ns <= spread_ns
+            starts.add(wait_ns // 1_000_000_000)
+    assert len(starts) > 4
