@@ -179,9 +179,11 @@ class Core:
 
     @property
     def fills_a_block(self) -> bool:
-        """Whether as many transactions wait as a block may hold; or leaders wait for no more anyway."""
-        interval_ns, most = self.settings.block_interval_ns, self.limits.block_transactions_max
-        return interval_ns == 0 or self.mempool.transaction_count >= most
+        """Whether as many transactions wait as a leader puts into a block; or leaders wait for no more anyway."""
+        if self.settings.block_interval_ns == 0:
+            return True
+        most = min(self.limits.block_transactions_max, self.settings.mempool.block_fill_transactions)
+        return self.mempool.transaction_count >= most
 
     @property
     def collects_votes(self) -> bool:

@@ -6,6 +6,7 @@ import random
 from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import replace
+from typing import Any
 
 from ledger.block import VERSIONS
 from ledger.genesis import Genesis, GenesisLink, GenesisNode, GenesisSae
@@ -81,9 +82,9 @@ def rotation(
 class Net:
     """Replicas with instant, ordered, reliable messages, driven by hand; disks are dictionaries."""
 
-    def __init__(self, genesis: Genesis, names: Iterable[str] = NODES, **settings: int) -> None:
+    def __init__(self, genesis: Genesis, names: Iterable[str] = NODES, **settings: Any) -> None:
         self.genesis = genesis
-        self.settings = ReplicaSettings(**settings)  # type: ignore[arg-type]
+        self.settings = ReplicaSettings(**settings)
         self.now_ns = 0
         self.disks: dict[str, dict[str, dict[bytes, bytes]]] = {}
         self.outputs: list[tuple[str, Output]] = []

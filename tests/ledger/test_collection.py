@@ -7,6 +7,7 @@ import pytest
 import ledger.replica
 from ledger.genesis import Genesis
 from ledger.inputs import MessageReceived, PeerDown, TransactionsSubmitted
+from ledger.mempool import MempoolSettings
 from ledger.messages import CertificatesMessage, Committed, StatementMessage, decode
 from ledger.outputs import PeerFaulted, SendMessage
 from ledger.replica import ReplicaSettings
@@ -173,3 +174,18 @@ def test_a_decision_that_many_tell_is_read_once(net: Net, monkeypatch: pytest.Mo
 
 def _is_decision(payload: bytes) -> bool:
     return isinstance(decode(payload), Committed)
+
+
+def test_a_leader_collects_for_an_interval_unless_a_block_is_full() -> None:
+    interval_ns = 2_000 * MS
+    small = MempoolSettings(block_fill_transactions=8)
+    net = Net(make_genesis(), block_interval_ns=interval_ns, mempool=small)
+    record(net, "alpha")
+    net.pass_time(interval_ns - 100 * MS)
+    assert heights(net) == {0}
+    net.pass_time(200 * MS)
+    assert heights(net) == {1}
+    many = tuple(SaeRegistered(f"sae-{n}", "beta") for n in range(8))
+    net.give("beta", TransactionsSubmitted(2, many))
+    net.pass_time(10 * MS)
+    assert heights(net) == {2}, "a full block waits for nothing"
