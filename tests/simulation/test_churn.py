@@ -6,7 +6,7 @@ from unittest.mock import patch
 
 import pytest
 
-from ledger import state as ledger_state
+from ledger import restoration
 from ledger.chain import Chain
 from ledger.consensus import Consensus
 from ledger.contracts.actions import encode_action
@@ -137,7 +137,7 @@ def test_a_snapshot_without_open_proposals_is_noticed(monkeypatch: pytest.Monkey
     def forget(state: State, key: bytes, value: bytes) -> None:
         state._changes[key] = value
 
-    monkeypatch.setitem(ledger_state._RESTORERS, Proposal.PREFIX, forget)
+    monkeypatch.setitem(restoration._RESTORERS, Proposal.PREFIX, forget)
     violation = violation_of(lambda seed: run_seed(seed, 4, topology="mesh", plan=ROUGH))
     assert "executes differently" in violation or "invariant" in violation
 
