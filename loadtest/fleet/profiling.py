@@ -49,6 +49,7 @@ class CpuProfile:
     _others_ns: int = 0
     _cost_ns: int = 0
     _samples: int = 0
+    _summing: bool = False
 
     def start(self) -> None:
         """Sample this process from now on. For the main thread."""
@@ -70,6 +71,8 @@ class CpuProfile:
 
     def sample(self, number: int, frame: FrameType | None) -> None:
         """Give the processor time since the last sample to the functions that run now."""
+        if self._summing:  # the signal came in the middle of a summary: the next sample counts this time too
+            return
         begun_ns = time.thread_time_ns()
         main_ns = begun_ns - self._main_ns
         self._others_ns += max(0, time.process_time_ns() - self._process_ns - main_ns)
@@ -99,6 +102,13 @@ class CpuProfile:
 
     def summary(self) -> dict[str, Any]:
         """Return what was found since the last `reset`, JSON-ready; shares are of all processor time of the process."""
+        self._summing = True
+        try:
+            return self._summary()
+        finally:
+            self._summing = False
+
+    def _summary(self) -> dict[str, Any]:
         whole_ns = max(1, self._sampled_ns + self._others_ns + self._cost_ns)
         by_own = sorted(self._spent, key=lambda code: -self._spent[code].own_ns)[:FUNCTIONS_TOLD]
         by_total = sorted(self._spent, key=lambda code: -self._spent[code].total_ns)[:FUNCTIONS_TOLD]

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import signal
+import sys
 import tempfile
 import threading
 import time
@@ -62,6 +63,24 @@ def test_an_idle_process_is_not_interrupted_and_other_threads_are_one_sum() -> N
         profile.stop()
     assert summary["other_threads_share"] > 0.7
     assert "_burn" not in _shares(summary)
+
+
+def test_a_sample_in_the_middle_of_a_summary_waits(monkeypatch: Any) -> None:
+    profile = profiling.CpuProfile()
+    profile.reset()
+    _burn(0.02)
+    profile.sample(signal.SIGPROF, sys._getframe())
+    real = profiling.place
+
+    def interrupted(code: Any) -> str:
+        _burn(0.02)
+        profile.sample(signal.SIGPROF, sys._getframe())
+        return real(code)
+
+    monkeypatch.setattr(profiling, "place", interrupted)
+    summary = profile.summary()
+    assert summary["samples"] == 1
+    assert all(each["own_share"] <= each["total_share"] <= 1 for each in summary["functions"])
 
 
 def test_functions_beyond_the_bound_are_one(monkeypatch: Any) -> None:
