@@ -1,9 +1,9 @@
 """Votes collected by the leader: in the good case a committee's votes travel to one node and come back as certificates.
 
 Every validator telling every other one costs n² messages per round of votes, which is what a crowded machine dies of.
-From `direct_votes_max` members on, a hub sends VOTE and FINALIZE of view 0 to the leader alone, who tells N and then
-the decision (SPEC 6.8). Nothing rests on the leader: what he has not certified in time is spread as 6.6 says, and all
-rules of votes and certificates stay as they are, so that safety is not touched. Three hops become five.
+In committees of more than `direct_votes_max` a hub sends VOTE and FINALIZE of view 0 to the leader alone, who tells N
+and then the decision (SPEC 6.8). Nothing rests on the leader: what he has not certified in time is spread as 6.6 says,
+and all rules of votes and certificates stay as they are, so that safety is not touched. Three hops become five.
 """
 
 from collections.abc import Collection
