@@ -93,10 +93,15 @@ class VoteCollection:
 
     @property
     def goes_well(self) -> bool:
-        """Whether the leader collects the votes of view 0 and is in time so far, as far as this node can tell."""
-        core, consensus = self._core, self._core.consensus
-        fails = self._was_late or consensus.view > 0 or consensus.has_said(Kind.NULLIFY, 0)
-        return not fails and core.collects_votes and core.is_hub
+        """Whether this node has told the leader its vote of view 0 and he is in time so far.
+
+        Only while it waits for him: a node that was restarted meanwhile holds nothing back, and must pass on what it
+        said before.
+        """
+        consensus = self._core.consensus
+        return bool(self._held_back) and not (
+            self._was_late or consensus.view > 0 or consensus.has_said(Kind.NULLIFY, 0)
+        )
 
     def leave_height(self, told_by: Collection[str]) -> None:
         """Start on the next height, of whose decision these neighbours told; where the leader did not, help others."""

@@ -146,9 +146,18 @@ class Listener:
             if not certificate.is_valid(consensus.validators, core.genesis.digest, core.verifier):
                 core.fault(peer, "an invalid certificate")
                 return
+            self._compare(certificate)
             consensus.on_certificate(certificate)
             self._keep_certificate(certificate)
             self._collection.on_told(certificate, peer)
+
+    def _compare(self, certificate: Certificate) -> None:
+        """Who said one thing to whoever made a certificate, and another here, contradicted himself."""
+        consensus = self._core.consensus
+        for statement in certificate.statements(consensus.validators):
+            contradicted = consensus.book.contradiction(statement)
+            if contradicted is not None:
+                self._keep_evidence(contradicted, statement)
 
     def on_committed(self, peer: str, committed: Committed) -> None:
         """Take what the others decided: one certificate in place of all the statements that led to it (6.6)."""

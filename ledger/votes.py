@@ -188,6 +188,12 @@ class Certificate:
         """Return the indices of the signers, ascending."""
         return bits_of(self.signers)
 
+    def statements(self, validators: Validators) -> Iterator[Statement]:
+        """Yield the statements of a valid certificate of these validators."""
+        for index, signature in zip(self.indices(), self.signatures, strict=True):
+            says = (self.kind, self.height, self.view, self.block, self.justified)
+            yield Statement(*says, validators.node_ids[index], signature)
+
     @classmethod
     def from_members(cls, value: Any) -> Self:
         """Read what `members` returned. Raises MalformedEncoding."""

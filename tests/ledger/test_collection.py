@@ -8,12 +8,12 @@ import ledger.replica
 from ledger.genesis import Genesis
 from ledger.inputs import MessageReceived, PeerDown, TransactionsSubmitted
 from ledger.mempool import MempoolSettings
-from ledger.messages import CertificatesMessage, Committed, StatementMessage, decode
+from ledger.messages import CertificatesMessage, Committed, StatementMessage, decode, encode
 from ledger.outputs import PeerFaulted, SendMessage
 from ledger.replica import ReplicaSettings
 from ledger.transactions import SaeRegistered
-from ledger.votes import Kind
-from tests.ledger.cluster import MS, Net, make_genesis
+from ledger.votes import FRESH, Kind, Statement, statement_bytes
+from tests.ledger.cluster import MS, Net, make_genesis, signer_of
 
 NAMES = tuple(f"n{i}" for i in range(9))
 T0_NS = ReplicaSettings().view_timeout_min_ns
@@ -189,3 +189,21 @@ def test_a_leader_collects_for_an_interval_unless_a_block_is_full() -> None:
     net.give("beta", TransactionsSubmitted(2, many))
     net.pass_time(10 * MS)
     assert heights(net) == {2}, "a full block waits for nothing"
+
+
+def test_who_tells_the_leader_one_thing_and_others_another_is_found_by_the_certificate(net: Net) -> None:
+    leader, replica = leader_of(net), net.replicas["n0"]
+    witness, liar = [name for name in NAMES if name != leader][-2:]
+    says = (Kind.VOTE, replica.height + 1, 0, bytes(range(32)), FRESH)
+    message = statement_bytes(net.genesis.digest, replica.state.validators().digest, *says)
+    lie = Statement(*says, liar, signer_of(liar).sign(message))
+    others = {name for name in NAMES if name not in (leader, witness, liar)}
+    silent = set(sorted(others)[:2])  # so that the liar's vote is one of the seven that the leader needs
+    net.filter = lambda source, target, payload: (
+        source not in silent or not isinstance(decode(payload), StatementMessage)
+    )
+    net.give(witness, MessageReceived(liar, encode(StatementMessage(lie))))
+    assert not net.replicas[witness].evidence
+    record(net)
+    assert [evidence.one.signer for evidence in net.replicas[witness].evidence.values()] == [liar]
+    assert not any(net.replicas[name].evidence for name in NAMES if name != witness)

@@ -78,6 +78,11 @@ def test_votes_of_31_cost_each_node_a_few_frames_per_height(monkeypatch: pytest.
     assert settled < 12, settled
 
 
+def test_a_restarted_node_passes_on_what_it_had_told_the_leader_alone() -> None:
+    """It waited for him with nothing held back, and kept its FINALIZE to itself for ever."""
+    check(run_seed(410_001, 7))
+
+
 def test_full_nodes_that_do_not_vote_follow() -> None:
     check(run_seed(3, 10, validators=4))
 
