@@ -297,7 +297,7 @@ def make_blocks(net: Net, count: int) -> None:
 
 
 def test_bundles_whose_predecessor_never_comes_are_let_go_and_taken_when_it_does() -> None:
-    net = Net(make_genesis(), NODES[1:], mempool=MempoolSettings(age_heights_max=4))  # type: ignore[arg-type]
+    net = Net(make_genesis(), NODES[1:], mempool=MempoolSettings(age_heights_max=4))
     late = [signed(net, "alpha", sequence, f"late-{sequence}") for sequence in (2, 3)]
     for each in late:
         net.inject("beta", "alpha", encode(BundleMessage(each.encoded)))
@@ -316,7 +316,7 @@ def test_bundles_whose_predecessor_never_comes_are_let_go_and_taken_when_it_does
 
 
 def test_nothing_ages_while_no_block_is_made() -> None:
-    net = Net(make_genesis(), NODES[:2], mempool=MempoolSettings(age_heights_max=4))  # type: ignore[arg-type]
+    net = Net(make_genesis(), NODES[:2], mempool=MempoolSettings(age_heights_max=4))
     net.give("alpha", TransactionsSubmitted(1, (SaeRegistered("waits", "alpha"),)))
     net.pass_time(600_000 * MS)
     assert net.replicas["beta"].status()["mempool_bundles"] == 1 and net.replicas["beta"].height == 0
@@ -324,7 +324,7 @@ def test_nothing_ages_while_no_block_is_made() -> None:
 
 def test_an_origin_offers_again_what_everybody_else_has_let_go(monkeypatch: pytest.MonkeyPatch) -> None:
     """Leaders leave the bundle out for longer than it may wait: it comes back from its origin, and from nobody else."""
-    net = Net(make_genesis(), mempool=MempoolSettings(age_heights_max=4))  # type: ignore[arg-type]
+    net = Net(make_genesis(), mempool=MempoolSettings(age_heights_max=4))
     real, sources = Mempool.select, list[str]()
 
     def without_alpha(self: Mempool, state: State) -> tuple[Bundle, ...]:

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tempfile
 import textwrap
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
@@ -38,9 +39,8 @@ async def contents(directory: Path) -> dict[tuple[str, bytes], bytes]:
     return found
 
 
-@given(st.lists(WRITES, max_size=5))
-@settings(max_examples=25, deadline=None)
-def test_reopened_storage_holds_what_a_dictionary_would(batches: list[list[Put | Delete]]) -> None:
+def model_of(batches: Iterable[list[Put | Delete]]) -> dict[tuple[str, bytes], bytes]:
+    """Return what a dictionary holds after all these writes."""
     model: dict[tuple[str, bytes], bytes] = {}
     for batch in batches:
         for write in batch:
@@ -48,6 +48,13 @@ def test_reopened_storage_holds_what_a_dictionary_would(batches: list[list[Put |
                 model[write.table, write.key] = write.value
             else:
                 model.pop((write.table, write.key), None)
+    return model
+
+
+@given(st.lists(WRITES, max_size=5))
+@settings(max_examples=25, deadline=None)
+def test_reopened_storage_holds_what_a_dictionary_would(batches: list[list[Put | Delete]]) -> None:
+    model = model_of(batches)
 
     async def run() -> None:
         with tempfile.TemporaryDirectory() as name:
@@ -62,13 +69,7 @@ def test_reopened_storage_holds_what_a_dictionary_would(batches: list[list[Put |
 @given(st.lists(st.tuples(st.sampled_from(["here", "thread", "unawaited"]), WRITES), max_size=8))
 @settings(max_examples=25, deadline=None)
 def test_both_ways_to_the_disk_keep_the_order_of_commits(batches: list[tuple[str, list[Put | Delete]]]) -> None:
-    model: dict[tuple[str, bytes], bytes] = {}
-    for _, batch in batches:
-        for write in batch:
-            if isinstance(write, Put):
-                model[write.table, write.key] = write.value
-            else:
-                model.pop((write.table, write.key), None)
+    model = model_of(batch for _, batch in batches)
 
     async def run() -> None:
         with tempfile.TemporaryDirectory() as name:
