@@ -146,10 +146,15 @@ class Bodies:
         """Send the wanted bundles that are here, within the size of one message."""
         budget_bytes = MESSAGE_SIZE_BYTES_MAX
         for digest in dict.fromkeys(digests):
-            bundle = self._bundle(digest) or self._committed.get(digest)
+            bundle = self._bundle(digest) or self._committed.get(digest) or self._of_a_body(digest)
             if bundle is not None and bundle.size_bytes <= budget_bytes:
                 budget_bytes -= bundle.size_bytes
                 self._core.send(peer, BundleMessage(bundle.encoded), urgent=False, after_sync=False)
+
+    def _of_a_body(self, digest: bytes) -> Bundle | None:
+        """Look in the bodies of the height: one that was voted for is durable, while the bundles beside it are not."""
+        bodies = self._core.consensus.bodies.values()
+        return next((bundle for body in bodies for bundle in body.bundles if bundle.digest == digest), None)
 
     def answer_body(self, peer: str, block: bytes) -> bool:
         """Send a body of the height in progress; False if it is not here."""

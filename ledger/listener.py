@@ -107,7 +107,11 @@ class Listener:
             self._core.note("error", "equivocation", signer=one.signer, kinds=kinds, **where)
 
     def on_proposal(self, peer: str, proposal: Proposal, certificates: tuple[Certificate, ...]) -> None:
-        """Take a leader's proposal and the certificates that justify it."""
+        """Take a leader's proposal and the certificates that justify it.
+
+        What is passed on are those held here, which are proven: of those that came with it, some may be known already,
+        and these are not looked at again.
+        """
         core, consensus, statement = self._core, self._core.consensus, proposal.statement
         if abs(statement.view - consensus.view) > VIEW_WINDOW:
             return
@@ -123,7 +127,8 @@ class Listener:
         self.on_certificates(peer, certificates)
         if statement.signer == core.node_id:
             self._remember(statement)
-        core.spread_statement(ProposalMessage(proposal, certificates), statement, peer)
+        passed_on = ProposalMessage(proposal, consensus.justification(statement))
+        core.spread_statement(passed_on, statement, peer)
         consensus.on_proposal(proposal)
         self._bodies.on_outline(peer, proposal.header, proposal.bundle_digests)
 

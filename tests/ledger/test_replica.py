@@ -18,7 +18,7 @@ from ledger.inputs import (
     PeerUp,
     TransactionsSubmitted,
 )
-from ledger.messages import BundleMessage, Committed, StatementMessage, decode, encode
+from ledger.messages import BundleMessage, BundlesWanted, Committed, ProposalMessage, StatementMessage, decode, encode
 from ledger.outputs import (
     Noted,
     PeerFaulted,
@@ -161,6 +161,61 @@ def test_a_wiped_validator_does_not_contradict_what_it_said(net: Net) -> None:
     net.pass_time(10_000 * MS)
     assert net.replicas["alpha"].height >= 1
     assert not any(replica.evidence for replica in net.replicas.values())
+
+
+def test_who_voted_for_a_block_can_give_its_bundles_after_a_restart(net: Net) -> None:
+    """The body is in the journal before the vote; the bundles are nowhere else, and a neighbour may lack just them."""
+    sender, voter, late, _ = NODES
+    net.filter = lambda source, target, payload: not isinstance(decode(payload), StatementMessage)
+    register(net, sender, "new")
+    (body,) = net.replicas[voter].consensus.bodies.values()
+    (bundle,) = body.bundles
+    for name in NODES:
+        net.stop(name)
+    net.start(voter)
+    net.give(voter, PeerUp(late))
+    net.outputs.clear()
+    net.give(voter, MessageReceived(late, encode(BundlesWanted((bundle.digest, bytes(32))))))
+    sent = [decode(output.payload) for output in net.seen(SendMessage, voter) if isinstance(output, SendMessage)]
+    assert sent == [BundleMessage(bundle.encoded)]
+
+
+def test_certificates_that_came_with_a_proposal_are_passed_on_only_if_proven(net: Net) -> None:
+    """Who makes a proposal can put anything beside it: its bearers answer for what they checked themselves."""
+    leaders = [net.replicas["alpha"].consensus.leader(view) for view in (0, 1)]
+    first, second = (name for name in NODES if name not in leaders)
+    net.stop(leaders[0])
+    sent: list[ProposalMessage] = []
+
+    def passes(source: str, target: str, payload: bytes) -> bool:
+        message = decode(payload)
+        if isinstance(message, ProposalMessage) and source == leaders[1]:
+            sent.append(message)
+            return False
+        return True
+
+    net.filter = passes
+    register(net, first, "new")
+    net.pass_time(400 * MS)
+    proposal = sent[0]
+    assert proposal.certificates, "a proposal of view 1 travels with the nullification of view 0"
+    (good,) = proposal.certificates
+    spoiled = replace(good, signatures=(bytes(64),) * len(good.signatures))
+    relayed: list[ProposalMessage] = []
+
+    def listens(source: str, target: str, payload: bytes) -> bool:
+        message = decode(payload)
+        if isinstance(message, ProposalMessage) and source == first:
+            relayed.append(message)
+        return True
+
+    net.filter = listens
+    net.give(first, PeerDown(second))
+    net.give(first, PeerUp(second))
+    net.inject(first, leaders[1], encode(replace(proposal, certificates=(spoiled,))))
+    net.settle()
+    assert relayed and all(certificate == good for message in relayed for certificate in message.certificates)
+    assert not net.seen(PeerFaulted, second)
 
 
 def test_a_wiped_node_gets_new_numbers_for_its_bundles(net: Net) -> None:

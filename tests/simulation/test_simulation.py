@@ -28,6 +28,18 @@ def test_known_seeds(nodes: int) -> None:
         check(run_seed(seed, nodes))
 
 
+@pytest.mark.parametrize(
+    ("seed", "nodes"),
+    [
+        pytest.param(1087266973, 2, id="a snapshot of a height that no checker saw executed"),
+        pytest.param(610057, 5, id="a liar's certificates passed on with a proposal"),
+        pytest.param(610011, 10, id="bundles that are left in stored bodies alone"),
+    ],
+)
+def test_seeds_that_showed_a_fault(seed: int, nodes: int) -> None:
+    check(run_seed(seed, nodes))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("nodes", [1, 2, 4, 5, 7, 10])
 def test_fresh_seeds(nodes: int) -> None:
