@@ -20,7 +20,7 @@ from qnode.delivery import DeliveryLimits
 from qnode.io.certificates import load_private_key
 from qnode.io.configuration import read_file
 from qnode.io.identities import load_identities
-from qnode.links import LinkConfiguration
+from qnode.link_setup import LinkConfiguration
 from qnode.node import NodeSetup
 from qnode.settings import LinkSettings, NodeSettings, PoolSettings, SettingsError
 

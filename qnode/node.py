@@ -68,7 +68,8 @@ from qnode.inputs import (
     Ticked,
 )
 from qnode.keystore import RECEIVER, TRANSMITTER, KeyStore
-from qnode.links import Link, LinkConfiguration, LinkServices
+from qnode.link_setup import LinkConfiguration, LinkServices
+from qnode.links import Link
 from qnode.records import OwnRecords
 from qnode.relay import Relay
 from qnode.rules import ChainRules

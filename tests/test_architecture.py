@@ -133,7 +133,7 @@ def test_randomness_of_keys_and_of_physics_stays_apart() -> None:
 REVEALERS = {
     "protocol/keys.py": "defines it",
     "qnode/keystore.py": "encrypts it, or hands it on in the same wrapper",
-    "qnode/links.py": "refills go to the authentication streams",
+    "qnode/link_authentication.py": "refills go to the authentication streams",
     "qnode/api/etsi014.py": "the answer to the application",
     "loadtest/simulation/node_checkers.py": "compares the two ends of a simulated delivery; simulated key only",
 }

@@ -72,10 +72,10 @@ class NodeCheckers:
 
     def _check_opened(self, host: Host, link: Link) -> None:
         """K10: a session takes for true only what its peer said, all of it, in order."""
-        running = link._running
-        if running is not None:
-            peers = self._streams.get((link.link_id, link.peer), {}).get(running.nonce)
-            opened = running.session.authenticator.opened_messages
+        session = link.session
+        if session is not None:
+            peers = self._streams.get((link.link_id, link.peer), {}).get(session.nonce)
+            opened = session.machine.authenticator.opened_messages
             said = 0 if peers is None else peers.arrived
             self._require(opened <= said, "K10", host, f"a session on {link.link_id} took a false message for true")
 

@@ -30,7 +30,7 @@ from qnode.delivery import DeliveryLimits
 from qnode.driver import brings_records
 from qnode.effects import Delete, Disconnect, Effect, Log, Put, Respond, RunJob, SendTo
 from qnode.inputs import Answer, FrameReceived, Input, JobDone, PeerConnected, PeerLost, Request, Requested, Ticked
-from qnode.links import LinkConfiguration
+from qnode.link_setup import LinkConfiguration
 from qnode.node import Node, NodeSetup
 
 WALL_EPOCH_NS: Final = 1_800_000_000_000_000_000

@@ -371,3 +371,20 @@ def make_eavesdropper(kind: str, parameters: Mapping[str, float], physics: np.ra
     if unknown := sorted(set(parameters) - set(valid)):
         raise ParameterError(f"{kind} has no parameter {', '.join(unknown)}; it has {', '.join(valid) or 'none'}")
     return _KINDS[kind](physics, **parameters)
+
+
+def make_eavesdroppers(kinds: str, parameters: Mapping[str, float], physics: np.random.Generator) -> Eavesdropper:
+    """Return the eavesdropper of one name, or of several joined by "+", the first nearest to Alice.
+
+    Of several, a parameter is named `kind.parameter`. Raises ParameterError.
+    """
+    names = kinds.split("+")
+    if len(names) == 1:
+        return make_eavesdropper(kinds, parameters, physics)
+    given: dict[str, dict[str, float]] = {each: {} for each in names}
+    for name, value in parameters.items():
+        owner, _, parameter = name.partition(".")
+        if owner not in given or not parameter:
+            raise ParameterError(f"{name!r} must be kind.parameter, with a kind of {', '.join(names)}")
+        given[owner][parameter] = value
+    return Combined([make_eavesdropper(each, given[each], physics) for each in names])

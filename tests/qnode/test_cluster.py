@@ -251,10 +251,11 @@ class Chaos:
         self.check_keys()
         for a, b in ring(4):
             exchange(net, a, b)
-        assert net.run(lambda: all(link._running is None for node in net.nodes() for link in node._links.values()), 30)
+        assert net.run(lambda: all(link.session is None for node in net.nodes() for link in node._links.values()), 30)
         for link in ("link-1-2", "link-2-3", "link-3-4", "link-4-1"):
             ends = [node._links[link] for node in net.nodes() if link in node._links]
-            assert ends[0]._send.end == ends[1]._receive.end and ends[1]._send.end == ends[0]._receive.end, link
+            one, other = ends[0].authentication, ends[1].authentication
+            assert one.send.end == other.receive.end and other.send.end == one.receive.end, link
         assert not [log for _, log in net.logs if log.level == "error"]
 
     def check_keys(self) -> None:

@@ -15,7 +15,8 @@ from protocol.messages import Record
 from protocol.session import AliceSession, BobSession
 from qnode import links
 from qnode.inputs import DocumentAnswer, RequestError, SetAttack, SubmitTransactions
-from qnode.links import STREAM_TARGET_BYTES, WINDOW_BYTES_MIN, Link
+from qnode.link_authentication import STREAM_TARGET_BYTES, WINDOW_BYTES_MIN
+from qnode.links import Link
 from qnode.streams import RESERVE_BYTES
 from qnode.wire import LightFrame, LightTaken, SessionFrame, SessionRefused, decode, encode
 from tests.qnode.virtual import Cluster
@@ -94,16 +95,16 @@ def test_both_ends_hold_the_same_key_and_the_same_streams() -> None:
     assert net.run(blocks(net, 4), 20)
     net.filter = lambda source, target, frame: None  # let both finish what is under way, alone
     net.run(lambda: False, 3)
-    one, other = link_of(net, "node-1"), link_of(net, "node-2")
+    one, other = (link_of(net, name).authentication for name in ("node-1", "node-2"))
     ends = [net.hosts[name].node for name in ("node-1", "node-2")]
     pools = [node._keys._pools[LINK].blocks for node in ends if node is not None]
     assert list(pools[0]) == list(pools[1])
     for number, halves in pools[0].items():
         assert [bytes(half.bits) for half in halves] == [bytes(half.bits) for half in pools[1][number]]
     for sender, receiver in ((one, other), (other, one)):
-        assert sender._send.end == receiver._receive.end > 32_768, "refilled alike"
-        start = max(sender._send.position, receiver._receive.position)
-        assert sender._send.window(start, 10**6) == receiver._receive.window(start, 10**6)
+        assert sender.send.end == receiver.receive.end > 32_768, "refilled alike"
+        start = max(sender.send.position, receiver.receive.position)
+        assert sender.send.window(start, 10**6) == receiver.receive.window(start, 10**6)
     assert len(usage.counts) >= 8
 
 
@@ -284,7 +285,7 @@ def session_frame(number: int, offset: int, reply: int = 0, sealed: bytes = b"T"
 def quiet(net: Cluster) -> None:
     """Let the session under way end and start no other: the pool is full."""
     assert net.run(blocks(net, 1), 20)
-    net.run(lambda: all(link_of(net, name)._running is None for name in ("node-1", "node-2")), 5)
+    net.run(lambda: all(link_of(net, name).session is None for name in ("node-1", "node-2")), 5)
 
 
 @pytest.mark.parametrize("number", [5, 2**40, 2**63 - 1])
@@ -294,13 +295,13 @@ def test_a_forged_opening_costs_no_key_and_no_block_number(number: int, where: s
     net = cluster(target_bits=1)
     quiet(net)
     bob = link_of(net, "node-2")
-    position, reply = bob._receive.position, bob._send.position
-    offset = position if where == "start" else bob._receive.end - WINDOW_BYTES_MIN
+    position, reply = bob.authentication.receive.position, bob.authentication.send.position
+    offset = position if where == "start" else bob.authentication.receive.end - WINDOW_BYTES_MIN
     answer = reply if where == "start" else reply + RESERVE_BYTES
     net.inject("node-1", "node-2", session_frame(number, offset, answer))
     assert net.run(lambda: bob.figures.attacked_aborts == 1, 1)
-    assert (bob._receive.position, bob._send.position) == (position, reply)
-    assert bob._last_block_number < 5
+    assert (bob.authentication.receive.position, bob.authentication.send.position) == (position, reply)
+    assert bob.authentication.last_block_number < 5
     assert net.run(lambda: net.nodes()[0]._is_alarmed(LINK), 5)
     done = bob.figures.blocks
     assert net.run(lambda: link_of(net, "node-1").figures.blocks > done, 60), "an alarmed link distils again"
@@ -330,10 +331,12 @@ def test_openings_that_cannot_be_are_refused_with_a_reason(change: dict[str, Any
         return frame
 
     net.filter = watch
-    net.inject("node-1", "node-2", session_frame(**({"number": 99, "offset": bob._receive.position} | change)))
+    net.inject(
+        "node-1", "node-2", session_frame(**({"number": 99, "offset": bob.authentication.receive.position} | change))
+    )
     net.run(lambda: False, 0.1)
     assert len(seen) == 1 and reason in seen[0]
-    assert bob._running is None and bob.figures.aborts == 0
+    assert bob.session is None and bob.figures.aborts == 0
 
 
 def test_a_replayed_session_is_refused_after_a_restart_of_the_receiver() -> None:
@@ -353,9 +356,10 @@ def test_a_replayed_session_is_refused_after_a_restart_of_the_receiver() -> None
     for frame in list(sent):
         opening = decode(frame)
         assert isinstance(opening, SessionFrame)
-        assert opening.stream_offset < bob._receive.position or opening.block_number > bob._last_block_number
+        used = opening.stream_offset < bob.authentication.receive.position
+        assert used or opening.block_number > bob.authentication.last_block_number
         net.inject("node-1", "node-2", frame)
-        assert bob._running is None, "not even as a forgery"
+        assert bob.session is None, "not even as a forgery"
 
 
 def test_a_receiver_killed_in_a_session_never_takes_its_key_again() -> None:
@@ -373,7 +377,7 @@ def test_a_receiver_killed_in_a_session_never_takes_its_key_again() -> None:
     net.crash("node-2")
     heard = offsets[-1] + HASH_KEY_BYTES + PAD_BYTES * (offsets.count(offsets[-1]) - 2)
     net.start("node-2")
-    assert link_of(net, "node-2")._receive.position >= heard
+    assert link_of(net, "node-2").authentication.receive.position >= heard
 
 
 def test_false_positions_of_the_peer_end_the_session_only() -> None:
@@ -403,18 +407,18 @@ def test_a_refusal_that_claims_too_much_leaves_the_link_alive_or_says_so() -> No
     alice = link_of(net, "node-1")
     net.inject("node-2", "node-1", encode(SessionRefused(LINK, 0, "no", 0, 2**63 - 1)))
     assert net.run(lambda: alice.figures.blocks >= 2, 60)
-    assert alice._last_block_number <= 2**62 + 100
+    assert alice.authentication.last_block_number <= 2**62 + 100
 
 
 def test_a_strangers_refusal_burns_at_most_one_reservation() -> None:
     net = cluster()
     alice = link_of(net, "node-1")
     net.filter = lambda source, target, frame: None if source == "node-1" else frame
-    assert net.run(lambda: alice._running is not None and alice._running.send_used > 0, 5)
-    number = alice._last_block_number
+    assert net.run(lambda: alice.session is not None and alice.session.loan.send_used > 0, 5)
+    number = alice.authentication.last_block_number
     net.inject("node-2", "node-1", encode(SessionRefused(LINK, number, "", 2**62, 0)))
-    assert alice._running is None
-    assert alice._send.position <= 2 * (HASH_KEY_BYTES + PAD_BYTES) + RESERVE_BYTES
+    assert alice.session is None
+    assert alice.authentication.send.position <= 2 * (HASH_KEY_BYTES + PAD_BYTES) + RESERVE_BYTES
     net.filter = lambda source, target, frame: frame
     assert net.run(blocks(net, 2), 30), "and both ends meet again"
 
@@ -469,7 +473,8 @@ def test_a_strangers_false_record_does_not_cost_the_key() -> None:
     assert not errors
     ends = [link_of(net, name) for name in ("node-1", "node-2")]
     net.run(lambda: ends[0].figures.blocks == ends[1].figures.blocks, 5)
-    assert ends[0]._send.end == ends[1]._receive.end and ends[1]._send.end == ends[0]._receive.end
+    one, other = (end.authentication for end in ends)
+    assert one.send.end == other.receive.end and other.send.end == one.receive.end
 
 
 # ---- eavesdroppers
@@ -505,7 +510,7 @@ def test_minutes_of_attack_leave_the_link_able_to_recover() -> None:
 def test_a_link_without_authentication_key_stops_and_says_so() -> None:
     net = cluster(pulses=3_000)  # every block fails, and none refills
     alice = link_of(net, "node-1")
-    alice._send.advance(alice._send.end - WINDOW_BYTES_MIN - 100)
+    alice.authentication.send.advance(alice.authentication.send.end - WINDOW_BYTES_MIN - 100)
     alice._services.context.take()
     assert net.run(lambda: "exhausted" in str(alice.figures.last_abort), 60)
     assert any(log.event == "link stopped" for _, log in net.logs)

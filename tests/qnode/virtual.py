@@ -26,7 +26,7 @@ from qnode.effects import Delete, Disconnect, Effect, Log, Put, Respond, RunJob,
 from qnode.gathering import Gathering
 from qnode.inputs import FrameReceived, Input, JobDone, PeerConnected, PeerLost, Request, Requested, Ticked
 from qnode.keystore import KeyStore, PendingBlock
-from qnode.links import LinkConfiguration
+from qnode.link_setup import LinkConfiguration
 from qnode.node import Node, NodeSetup
 from qnode.relay import Relay
 from qnode.rules import ChainRules

@@ -117,5 +117,5 @@ def test_a_delivered_key_that_stays_on_the_disk_is_noticed(monkeypatch: pytest.M
 
 def test_links_that_never_try_again_are_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     real = Link._is_free
-    monkeypatch.setattr(Link, "_is_free", lambda self: self._last_block_number < 2 and real(self))
+    monkeypatch.setattr(Link, "_is_free", lambda self: self.authentication.last_block_number < 2 and real(self))
     assert "K9" in first_violation(lambda seed: run_node_seed(seed, 2, plan=QUIET))
