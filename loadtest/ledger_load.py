@@ -15,6 +15,7 @@ import aiohttp
 
 from ledger.transactions import KeyDelivered, encode
 from loadtest.local import BenchFailed, awaited
+from loadtest.rest import unrest
 from qnode import cluster as clusters
 from qnode.client import CallFailed
 from qnode.cluster import Cluster, Member
@@ -117,16 +118,12 @@ def first_blocks(cluster: Cluster) -> dict[str, int]:
 
 
 def await_rest(cluster: Cluster) -> None:
-    """Wait until every link has its first block, no record waits and all nodes stand at one height."""
+    """Wait until every link has key and rests, no record waits and all nodes stand at one height."""
 
     def rests() -> bool:
-        seen = clusters.statuses(cluster)
-        ledgers = [status.get("ledger", {}) for status in seen]
-        made = all(link["blocks"] > 0 for status in seen for link in status.get("links", [{"blocks": 0}]))
-        idle = all(ledger.get("mempool_transactions") == 0 for ledger in ledgers)
-        return made and idle and len({ledger.get("height") for ledger in ledgers}) == 1
+        return not unrest({status["node_id"]: status for status in clusters.statuses(cluster)})
 
-    awaited("the first block of every link", rests, timeout_s=120 + 3 * len(cluster.members), pause_s=0.5)
+    awaited("the first blocks of all links", rests, timeout_s=120 + 3 * len(cluster.members), pause_s=0.5)
 
 
 def committed_height(member: Member) -> int:

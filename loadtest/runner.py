@@ -1,25 +1,26 @@
 """Runs a scenario: for every size, load and repetition a fresh network, its phases, its disturbances, its checks.
 
-    start → warm-up → load (clients; faults and attacks on schedule) → saturate → check → stop
+    start → settle (links make key) → warm-up → load (clients, faults, attacks) → saturate → check → stop
 
 Everything measured goes to the result as it comes, so that a run that ends early leaves what it had, marked partial
 with the reason.
 """
 
 import asyncio
-import contextlib
+import math
+import random
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from loadtest import checks, disturbances, ledger_load
+from loadtest import checks, disturbances
 from loadtest import ward as wards
 from loadtest.clients.applications import Applications, Traffic
 from loadtest.clients.records import RecordClients
-from loadtest.clients.schedule import arrivals, keep_to
+from loadtest.clients.schedule import arrivals, keep_to, long_enough_s
 from loadtest.disturbances import Runner as Disturber
 from loadtest.fleet.launcher import Ended, FleetError, Launcher, NodeEnded, Signal
 from loadtest.fleet.local import LocalFleet
@@ -29,6 +30,7 @@ from loadtest.measure.figures import figures as computed_figures
 from loadtest.measure.growth import SECONDS_MIN, growth, growth_allowed
 from loadtest.measure.histograms import LatencyBook, LatencyWindows
 from loadtest.measure.sampler import Sampler, Target
+from loadtest.readiness import ready
 from loadtest.results.figure_names import FIGURES
 from loadtest.results.reader import Result
 from loadtest.results.records import Scalar
@@ -41,7 +43,6 @@ from qnode.initialise import InitialiseError
 from qnode.settings import SettingsError
 
 LOG_LINES_KEPT: Final = 200
-READY_LOOK_S: Final = 0.5
 LAUNCHES_MAX: Final = 3
 """Attempts at a network whose ports were taken between looking and binding."""
 
@@ -207,7 +208,8 @@ async def _sampled(case: _Case, scenario: Scenario, writer: ResultWriter, show: 
 
 async def _shown(case: _Case, scenario: Scenario, sampler: Sampler, show: Show) -> None:
     """Tell the live view how it goes, until cancelled."""
-    expected_s = scenario.warm_up_s + scenario.duration_s + scenario.saturate_s + 10.0
+    load_s = max([scenario.duration_s, *(client.samples_min / client.rate_per_s for client in scenario.clients)])
+    expected_s = scenario.warm_up_s + load_s + scenario.saturate_s + 10.0
     done, cases = case.at
     while True:
         seen, traffic = sampler.seen(), case.traffic
@@ -235,13 +237,12 @@ async def _phases(case: _Case, scenario: Scenario, writer: ResultWriter, sampler
     ward, number = case.ward, case.number
     if any(ward.base_shape().values()):
         await ward.operator.each(list(ward.node_ids), ward.push_shapes)
-    blocks = await _ready(case, scenario)
-    tell(f"  every link has key {writer.now_s():.1f} s into the run")
+    blocks = await _settle(case, scenario, writer, tell)
     applications = Applications(ward, case.traffic, lambda: case.phase)
     records = RecordClients(ward, blocks, case.traffic, lambda: case.phase)
     ward.flood = records.flood
     try:
-        await _load(case, scenario, writer, applications, records, tell)
+        await _load(case, scenario, writer, sampler, applications, records, tell)
         if scenario.saturate_s:
             _enter(case, writer, "saturate")
             tx_per_s = await records.saturate(scenario.saturate_s)
@@ -256,36 +257,29 @@ async def _phases(case: _Case, scenario: Scenario, writer: ResultWriter, sampler
         await records.close()
 
 
+async def _settle(case: _Case, scenario: Scenario, writer: ResultWriter, tell: Tell) -> dict[str, int]:
+    """Wait until every link has key, and rests if the scenario says so; return a block of each. Raises FleetError."""
+    begun_s = time.monotonic()
+    _enter(case, writer, "settle")
+    await profiles.begin(case.ward)
+    blocks = await ready(case.ward, scenario.ready_timeout_s, rest=scenario.links_rest)
+    links_ready_s = time.monotonic() - begun_s
+    writer.figures(case.number, {"links_ready_s": round(links_ready_s, 3)})
+    await profiles.keep(case.ward, writer, case.number, "settle")
+    tell(f"  every link has key{' and rests' if scenario.links_rest else ''} after {links_ready_s:.1f} s")
+    return blocks
+
+
 def _enter(case: _Case, writer: ResultWriter, phase: str) -> None:
     case.phase = phase
     writer.phase(case.number, phase)
-
-
-async def _ready(case: _Case, scenario: Scenario) -> dict[str, int]:
-    """Wait until the chain holds a key block of every link; return one of each. Raises FleetError."""
-    ward = case.ward
-    wanted = len(ward.cluster.genesis.links)
-    end_s = time.monotonic() + scenario.ready_timeout_s
-    first = ward.node_ids[0]
-    recorded = 0
-    while time.monotonic() < end_s:
-        with contextlib.suppress(NodeSilent):
-            recorded = (await ward.operator.status(first))["ledger"]["state_key_blocks"]
-            if recorded >= wanted:
-                blocks = await asyncio.to_thread(ledger_load.recorded_blocks, ward.cluster)
-                if len(blocks) == wanted:
-                    return blocks
-        await asyncio.sleep(READY_LOOK_S)
-    raise FleetError(
-        f"the chain holds {recorded} key blocks after {scenario.ready_timeout_s:g} s and the network has {wanted} "
-        "links; give a longer ready_timeout_s, fewer nodes, or a profile with smaller blocks"
-    )
 
 
 async def _load(
     case: _Case,
     scenario: Scenario,
     writer: ResultWriter,
+    sampler: Sampler,
     applications: Applications,
     records: RecordClients,
     tell: Tell,
@@ -295,31 +289,46 @@ async def _load(
     for phase, seconds in (("warm-up", scenario.warm_up_s), ("load", scenario.duration_s)):
         if not seconds:
             continue
+        seeds = [case.ward.random.getrandbits(64) for _ in scenario.clients]
+        if phase == "load":
+            each = zip(scenario.clients, seeds, strict=True)
+            seconds = max((_long_enough_s(case, *client, seconds) for client in each), default=seconds)
+            await sampler.look_at_all()  # where every node's counters stand as the load begins
         _enter(case, writer, phase)
         await profiles.begin(case.ward)
         async with asyncio.TaskGroup() as group:
-            for client in scenario.clients:
-                group.create_task(_send(case, client, seconds, applications, records))
+            for client, seed in zip(scenario.clients, seeds, strict=True):
+                group.create_task(_send(case, client, seconds, seed, applications, records))
             if phase == "load":
                 group.create_task(disturber.run(due))
             group.create_task(asyncio.sleep(seconds))  # a load without clients lasts as long
         await profiles.keep(case.ward, writer, case.number, phase)
-        tell(f"  {phase}: {case.traffic.answered} answered, {case.traffic.failed} failed of {case.traffic.sent}")
+        if phase == "load":
+            await sampler.look_at_all()
+        seen = case.traffic
+        tell(f"  {phase}, {seconds:.0f} s: {seen.answered} answered, {seen.failed} failed of {seen.sent}")
     if scenario.faults:
         found = len(disturber.unrecovered)
         message = ", ".join(disturber.unrecovered[:10])
         writer.check("every fault was recovered from", not found, found, "0 nodes", message, case.number)
 
 
+def _long_enough_s(case: _Case, client: Client, seed: int, seconds: float) -> float:
+    return long_enough_s(_due(case, client, math.inf, seed), seconds, client.samples_min)
+
+
+def _due(case: _Case, client: Client, seconds: float, seed: int) -> Iterator[float]:
+    rate_per_s = client.rate_per_s * case.point.load
+    return arrivals(client.arrival, rate_per_s, seconds, client.burst, random.Random(seed))
+
+
 async def _send(
-    case: _Case, client: Client, seconds: float, applications: Applications, records: RecordClients
+    case: _Case, client: Client, seconds: float, seed: int, applications: Applications, records: RecordClients
 ) -> None:
     send = {"keys": applications.key, "messages": applications.message, "records": records.record}[client.kind]
-    rate_per_s = client.rate_per_s * case.point.load
-    due = arrivals(client.arrival, rate_per_s, seconds, client.burst, case.ward.random)
     kind = client.name or {"keys": "key", "messages": "message", "records": "commit"}[client.kind]
     await keep_to(
-        due,
+        _due(case, client, seconds, seed),
         lambda due_ns: send(client, due_ns),
         lambda: case.traffic.fail(kind, case.phase, "all", "the network is too far behind its clients"),
     )
@@ -409,7 +418,9 @@ def summary(result: Result) -> dict[str, Any]:
 
 def _exponents(cases: Sequence[dict[str, Any]]) -> dict[str, dict[str, float]]:
     """Fit figure ∝ nodes^exponent over the sizes of a run, for every figure that three sizes or more have."""
-    names = dict.fromkeys(name for case in cases for name in case if name in FIGURES)
+    names = dict.fromkeys(
+        name for case in cases for name in case if name in FIGURES and FIGURES[name].better != "neither"
+    )
     found: dict[str, dict[str, float]] = {}
     for name in names:
         known = [(case["nodes"], case[name]) for case in cases if isinstance(case.get(name), float)]

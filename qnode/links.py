@@ -88,6 +88,7 @@ class Link:
         self._given_up: LinkSession | None = None  # the one before it, as long as a job of it may run
         spread_ns = configuration.start_spread_ns
         self._next_start_ns = services.context.now_ns + int(spread_ns * services.context.jitter.random())
+        self._started_ns = 0  # when this end last began a session
         self._failures = 0
 
     # ---- what happens
@@ -151,6 +152,8 @@ class Link:
         figures.secret_bits += secret_bits
         figures.first_block_ns = figures.first_block_ns or now_ns
         figures.last_block_ns = now_ns
+        if self._is_full:  # the session that filled the pool has measured the error rate too
+            self._next_start_ns = max(self._next_start_ns, self._started_ns + self._configuration.probe_interval_ns)
 
     def refused_by_chain(self, record: KeyBlockRecorded, reason: str) -> None:
         """The chain refused a record of this link."""
@@ -174,6 +177,11 @@ class Link:
     @property
     def is_alarmed(self) -> bool:
         return self._services.is_alarmed(self.link_id)
+
+    @property
+    def _is_full(self) -> bool:
+        """Whether the link has as much key as it may keep, and nothing but its error rate to find out."""
+        return self._blocks.pool_is_full and not self.is_alarmed
 
     def _is_free(self) -> bool:
         """Whether only time keeps the next session from starting; all else that does ends with an input."""
@@ -200,7 +208,7 @@ class Link:
         number, nonce = authentication.last_block_number + 1, context.entropy.take(16)
         identity = session_id(self.link_id, number, nonce)
         loan = Loan(number, authentication.send.position, authentication.receive.position)
-        probe = self._blocks.pool_is_full and not self.is_alarmed
+        probe, self._started_ns = self._is_full, context.now_ns
         session = AliceSession(
             self._session_parameters(),
             self._transmitter,
@@ -361,6 +369,8 @@ class Link:
             "alarmed": self.is_alarmed,
             "suspended_by": self._services.rules.suspended_by(self.link_id),
             "attack": self.attack,
+            "session_runs": self.session is not None,
+            "pool_full": self._is_full,
             "blocks": figures.blocks,
             "aborts": figures.aborts,
             "attacked_aborts": figures.attacked_aborts,

@@ -1,6 +1,8 @@
 """When requests are due: arrival processes of open-loop clients, and the loop that keeps to them."""
 
 import asyncio
+import itertools
+import math
 import random
 import time
 from collections.abc import Awaitable, Callable, Iterator
@@ -17,7 +19,9 @@ def arrivals(arrival: Arrival, rate_per_s: float, seconds: float, burst: int, rn
     """Yield the times (s from the start, ascending, below `seconds`) at which requests are due."""
     match arrival:
         case "constant":
-            yield from (number / rate_per_s for number in range(int(rate_per_s * seconds)))
+            yield from itertools.takewhile(
+                lambda at_s: at_s < seconds, (number / rate_per_s for number in itertools.count())
+            )
         case "poisson":
             at_s = rng.expovariate(rate_per_s)
             while at_s < seconds:
@@ -28,6 +32,15 @@ def arrivals(arrival: Arrival, rate_per_s: float, seconds: float, burst: int, rn
             while at_s < seconds:
                 yield from (at_s for _ in range(burst))
                 at_s += rng.expovariate(rate_per_s / burst)
+
+
+def long_enough_s(due_s: Iterator[float], seconds: float, count_min: int) -> float:
+    """Return how long requests must be sent so that `count_min` are due: `seconds`, or until just after the last one.
+
+    `due_s` must go on for as long as that takes.
+    """
+    last_s = max(itertools.islice(due_s, count_min), default=0.0)
+    return seconds if last_s < seconds else math.nextafter(last_s, math.inf)
 
 
 async def keep_to(due_s: Iterator[float], send: Callable[[int], Awaitable[None]], overflow: Callable[[], None]) -> None:

@@ -66,15 +66,13 @@ def _computed(result: Result, case: Case) -> Values:
     begin_s, end_s = window_s(result, case)
     seconds = end_s - begin_s
     found = _latencies(result, case, seconds)
-    found |= _nodes(result, case, begin_s, end_s)
+    series = _series(result, case, begin_s, end_s)
+    found |= _nodes(result, case, series)
     found |= _heights(result, case, begin_s, end_s)
     found |= _detection(detection_of(result, case))
     found |= _recovery([event for event in result.events if event.case == case.case])
-    if found.get("heights_per_s") and found.get("sent_bytes_per_s_per_node") is not None:
-        heights_per_s = found["heights_per_s"] or 1.0
-        found["bytes_per_node_and_height"] = (found["sent_bytes_per_s_per_node"] or 0.0) / heights_per_s
-        if (syncs := found.get("syncs_per_s_per_node")) is not None:
-            found["syncs_per_node_and_height"] = syncs / heights_per_s
+    found["bytes_per_node_and_height"] = _per_height(series, lambda s: s.bytes_sent)
+    found["syncs_per_node_and_height"] = _per_height(series, lambda s: s.disk_syncs)
     return found
 
 
@@ -90,6 +88,7 @@ def _latencies(result: Result, case: Case, seconds: float) -> Values:
     found: Values = {}
     for kind, histogram in of_kind.items():
         found |= {f"{kind}_ms_p{p}": histogram.percentile_ms(p) for p in (50, 95, 99)}
+        found["key_requests" if kind == "key" else f"{kind}_samples"] = float(histogram.count)
     if "key" in of_kind and seconds > 0:
         found["keys_per_s"] = of_kind["key"].count / seconds
     if of_kind:
@@ -116,20 +115,48 @@ def _rate_sum(series: Iterable[Sequence[NodeSample]], pick: Pick) -> tuple[float
     return sum(rates), len(rates)
 
 
-def _nodes(result: Result, case: Case, begin_s: float, end_s: float) -> Values:
-    series: dict[str, list[NodeSample]] = {}
+def _per_height(series: Sequence[Sequence[NodeSample]], pick: Pick) -> float | None:
+    """Return what nodes together gained by what heights they together gained, each between the same two looks at it."""
+    total = heights = 0.0
+    for samples in series:
+        known = [sample for sample in samples if sample.height is not None and pick(sample) is not None]
+        if (counted := gained(known, pick)) is not None:
+            total += counted[0]
+            heights += max(0, (known[-1].height or 0) - (known[0].height or 0))
+    return total / heights if heights else None
+
+
+def _series(result: Result, case: Case, begin_s: float, end_s: float) -> list[list[NodeSample]]:
+    """Return the looks at each node in the window, and the last one before it in the phase that led to it.
+
+    With hundreds of nodes there are minutes between two looks at one; the runner has all looked at just before a load.
+    """
+    led_s = max(
+        (p.started_s for p in result.run.phases if p.case == case.case and p.started_s < begin_s and p.name != "start"),
+        default=begin_s,
+    )
+    before: dict[str, NodeSample] = {}
+    inside: dict[str, list[NodeSample]] = {}
     for sample in result.nodes:
-        if sample.case == case.case and begin_s <= sample.time_s <= end_s:
-            series.setdefault(sample.node_id, []).append(sample)
+        if sample.case != case.case or not led_s <= sample.time_s <= end_s:
+            continue
+        if sample.time_s < begin_s:
+            before[sample.node_id] = sample
+        else:
+            inside.setdefault(sample.node_id, []).append(sample)
+    return [[*((before[n],) if n in before else ()), *samples] for n, samples in inside.items()]
+
+
+def _nodes(result: Result, case: Case, series: Sequence[Sequence[NodeSample]]) -> Values:
     found: Values = {
-        "pss_mib_per_node": _median_of_last(series.values(), lambda s: s.pss_mib),
-        "rss_mib_per_node": _median_of_last(series.values(), lambda s: s.rss_mib),
-        "open_files_per_node": _median_of_last(series.values(), lambda s: s.open_files),
+        "pss_mib_per_node": _median_of_last(series, lambda s: s.pss_mib),
+        "rss_mib_per_node": _median_of_last(series, lambda s: s.rss_mib),
+        "open_files_per_node": _median_of_last(series, lambda s: s.open_files),
     }
-    cpu, cpu_nodes = _rate_sum(series.values(), lambda s: s.cpu_s)
-    sent, sent_nodes = _rate_sum(series.values(), lambda s: s.bytes_sent)
-    received, received_nodes = _rate_sum(series.values(), lambda s: s.bytes_received)
-    syncs, sync_nodes = _rate_sum(series.values(), lambda s: s.disk_syncs)
+    cpu, cpu_nodes = _rate_sum(series, lambda s: s.cpu_s)
+    sent, sent_nodes = _rate_sum(series, lambda s: s.bytes_sent)
+    received, received_nodes = _rate_sum(series, lambda s: s.bytes_received)
+    syncs, sync_nodes = _rate_sum(series, lambda s: s.disk_syncs)
     if cpu_nodes:
         found["cpu_share_per_node"] = cpu / cpu_nodes
     if sent_nodes:

@@ -1,9 +1,9 @@
 """Looks at every node in turn, and never costs more than a stated share of one core.
 
 The sampler lives in a thread of its own, so that the thread's processor time *is* its cost: it measures what a look
-costs and spaces the looks so that the share stays below the bound. With few nodes each is seen every second; with 300
-every fifteen or so. One look is one `GET /admin/v1/status` over a connection that is kept open; a node that does not
-answer costs its turn and is counted.
+costs and spaces the looks so that the share stays below the bound. With few nodes each is seen every second; with
+hundreds twice a minute or less, so the runner has it look at all of them at both ends of a load. One look is one
+`GET /admin/v1/status` over a connection that is kept open; a node that does not answer costs its turn and is counted.
 """
 
 import asyncio
@@ -80,6 +80,8 @@ class Sampler:
         self._height = self._records = 0
         self._looks = 0
         self._cpu_s = self._elapsed_s = 0.0
+        self._session: aiohttp.ClientSession | None = None
+        self._slots = asyncio.Semaphore(IN_FLIGHT_MAX)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._task: asyncio.Task[None] | None = None
         self._begun = threading.Event()
@@ -99,6 +101,16 @@ class Sampler:
         self._thread.join()
         if self._failure is not None:
             raise self._failure
+
+    async def look_at_all(self) -> None:
+        """Look at every node once, now, besides its turns; return when all have answered or not.
+
+        For the two ends of what is measured: hundreds of nodes have no turn in a short phase, and counters gain
+        between two looks. Nothing happens when the sampler has ended.
+        """
+        assert self._loop is not None, "looks begin with `start`"
+        if self._thread.is_alive():  # `stop` tells why not
+            await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(self._look_at_each(), self._loop))
 
     def pour(self, writer: ResultWriter) -> None:
         """Bring what was seen since the last call into the result. For the writer's thread."""
@@ -150,19 +162,26 @@ class Sampler:
         self._loop, self._task = asyncio.get_running_loop(), asyncio.current_task()
         self._begun.set()
         begun_s, cpu_begun_s = time.monotonic(), time.thread_time()
-        slots = asyncio.Semaphore(IN_FLIGHT_MAX)
         limits = aiohttp.TCPConnector(ssl=self._context, limit=0, keepalive_timeout=300.0)
         patience = aiohttp.ClientTimeout(total=ANSWER_TIMEOUT_S)
         async with aiohttp.ClientSession(connector=limits, timeout=patience) as session, asyncio.TaskGroup() as looks:
-            due_s, turn = begun_s, 0
+            self._session, due_s, turn = session, begun_s, 0
             while self._targets:
-                await slots.acquire()
+                await self._slots.acquire()
                 look = looks.create_task(self._look(session, self._targets[turn]))
-                look.add_done_callback(lambda _: slots.release())
+                look.add_done_callback(lambda _: self._slots.release())
                 turn = (turn + 1) % len(self._targets)
                 due_s = max(due_s + self.interval_s / len(self._targets), time.monotonic() - INTERVAL_S_MIN)
                 await asyncio.sleep(due_s - time.monotonic())
                 self._cpu_s, self._elapsed_s = time.thread_time() - cpu_begun_s, time.monotonic() - begun_s
+
+    async def _look_at_each(self) -> None:
+        async def look(target: Target) -> None:
+            assert self._session is not None, "the session is opened before anything else has its turn"
+            async with self._slots:
+                await self._look(self._session, target)
+
+        await asyncio.gather(*map(look, self._targets))
 
     async def _look(self, session: aiohttp.ClientSession, target: Target) -> None:
         self._looks += 1

@@ -16,8 +16,8 @@ from loadtest.results.records import Commit, Event, Figures, LinkSample, NodeSam
 from loadtest.results.writer import RUN_FILE, TABLES, ResultError, replace_file, write_table
 
 ROWS_KEPT: Final = 2_000
-"""Of each table, and the last of each node and link: some 300 kB of text; with the page a copy of seven sizes with three
-repetitions stays below a megabyte."""
+"""Of each table, and the last of each node and link: some 300 kB of text; with the page a copy of seven sizes with
+three repetitions stays below a megabyte."""
 R = TypeVar("R", NodeSample, LinkSample)
 
 

@@ -74,6 +74,7 @@ class Client(Record, frozen=True, kw_only=True):
     between: Literal["neighbours", "any"] = "neighbours"
     size_bits: Annotated[int, Meta(ge=64, le=65_536)] = 256  # of a key
     size_bytes: Annotated[int, Meta(ge=1, le=1_000_000)] = 256  # of a message
+    samples_min: Annotated[int, Meta(ge=0, le=1_000_000)] = 0  # the load lasts until so many requests are due
     name: str = ""  # of the traffic in the result (voice, video, …); the kind by default
 
 
@@ -135,6 +136,7 @@ class Size(Record, frozen=True, kw_only=True):
     settings: NodeSettings = {}  # of every node, over those of [network.settings]
     warm_up_s: Seconds | None = None
     saturate_s: Seconds | None = None
+    ready_timeout_s: Seconds | None = None
 
 
 class Scenario(Record, frozen=True, kw_only=True):
@@ -147,7 +149,8 @@ class Scenario(Record, frozen=True, kw_only=True):
     repetitions: Annotated[int, Meta(ge=1, le=1000)] = 1
     seed: Annotated[int, Meta(ge=0, le=2**63 - 1)] = 1
     start_timeout_s: Seconds = 300.0
-    ready_timeout_s: Seconds = 300.0  # until every link has made key and the chain stands at one height
+    ready_timeout_s: Seconds = 300.0  # until every link has key; with `links_rest` until all of them rest
+    links_rest: bool = False  # nothing is measured before every pool is full, no session runs and the chain stands
     warm_up_s: Seconds = 5.0
     duration_s: Seconds = 20.0
     saturate_s: Seconds = 0.0  # afterwards, as many records as the chain takes
@@ -192,6 +195,7 @@ def at_size(scenario: Scenario, nodes: int) -> Scenario:
         network=_with_settings(scenario.network, size.settings),
         warm_up_s=scenario.warm_up_s if size.warm_up_s is None else size.warm_up_s,
         saturate_s=scenario.saturate_s if size.saturate_s is None else size.saturate_s,
+        ready_timeout_s=scenario.ready_timeout_s if size.ready_timeout_s is None else size.ready_timeout_s,
     )
 
 

@@ -1,5 +1,6 @@
 """The sampler against real daemons: it sees every node, survives one that dies, and costs what it says at most."""
 
+import asyncio
 import time
 from pathlib import Path
 
@@ -32,6 +33,9 @@ def test_nodes_are_seen_within_the_budget(tmp_path: Path) -> None:
         sampler.start()
         awaited("two looks at each node", lambda: sampler.overhead().samples >= 9 and sampler.seen().up == 3)
         assert sampler.latest("node-2") is not None
+        before = sampler.overhead().samples
+        asyncio.run(sampler.look_at_all())
+        awaited("a look at each at once", lambda: sampler.overhead().samples >= before + 3)
         clusters.down(clusters.Cluster(cluster.directory, cluster.members[2:]), timeout_s=20)
         awaited("the stopped node is missed", lambda: sampler.seen().down == 1)
         ended_s = time.monotonic() + 3

@@ -9,8 +9,9 @@ from loadtest.measure.energy import PROFILES, energy_j
 from loadtest.measure.figures import figures, gained, recoveries_s
 from loadtest.results.figure_names import FIGURES, figure_name
 from loadtest.results.reader import Result
-from loadtest.results.records import Event, EventKind, LinkSample, NodeSample
-from tests.loadtest.synthetic import write_result
+from loadtest.results.records import Commit, Event, EventKind, LinkSample, NodeSample
+from loadtest.results.writer import ResultWriter
+from tests.loadtest.synthetic import RUN, Clock, write_result
 
 
 @pytest.fixture(scope="module")
@@ -33,6 +34,7 @@ def test_the_figures_of_a_known_run(result: Result) -> None:
     assert first["keys_per_s"] == pytest.approx(31 * 20 / 30, rel=1e-3)
     assert first["key_ms_p50"] == pytest.approx(4.0, rel=0.15)
     assert found[1]["key_ms_p50"] == pytest.approx(2 * 8**0.5, rel=0.15)
+    assert first["key_requests"] == first["commit_samples"] == 31 * 20
     assert first["requests_failed"] == 1
     assert first["recovery_s_max"] == pytest.approx(2.0)
     assert set().union(*found.values()) <= set(FIGURES)
@@ -77,6 +79,41 @@ def test_a_restart_does_not_make_a_counter_negative() -> None:
 
 def event(time_s: float, kind: EventKind, subject: str = "l") -> Event:
     return Event(time_s=time_s, case=0, kind=kind, subject=subject)
+
+
+@pytest.mark.parametrize("interval_s", [1.0, 7.0, 40.0])
+def test_nodes_that_are_seldom_seen_tell_their_bytes_per_height(tmp_path: Path, interval_s: float) -> None:
+    """Each node sends 300 bytes per height; it is seen just before the load, at its end, and in its turns."""
+    clock = Clock()
+    writer = ResultWriter(tmp_path, RUN, monotonic=clock)
+    case = writer.begin_case(3, 0, 0)
+
+    def look(number: int) -> NodeSample:
+        height = int(writer.now_s())
+        sent = 50_000 + 300 * height if height > 10 else 1_000 * height  # links at work send more
+        return NodeSample(
+            time_s=writer.now_s(), case=case, node_id=f"n{number}", height=height, bytes_sent=sent, disk_syncs=height
+        )
+
+    due_s = [interval_s * number / 3 for number in range(3)]
+    for second in range(46):
+        clock.now_s = 100.0 + second
+        if second in (0, 5, 12, 40):
+            if second in (12, 40):
+                writer.nodes(look(number) for number in range(3))
+            clock.now_s += 0.01
+            writer.phase(case, {0: "start", 5: "warm-up", 12: "load", 40: "saturate"}[second])
+        for number in range(3):
+            if second >= due_s[number]:
+                due_s[number] += interval_s
+                writer.nodes([look(number)])
+        writer.commits([Commit(time_s=writer.now_s(), case=case, height=second, transactions=1)])
+    writer.end_case(case)
+    writer.finish()
+    found = figures(Result(tmp_path))[0]
+    assert found["heights_per_s"] == pytest.approx(1, rel=0.05)
+    assert found["bytes_per_node_and_height"] == pytest.approx(300, rel=0.05)
+    assert found["syncs_per_node_and_height"] == pytest.approx(1)
 
 
 def link(time_s: float, blocks: int, alarmed: bool = False) -> LinkSample:

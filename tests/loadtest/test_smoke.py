@@ -47,7 +47,7 @@ def test_an_interrupted_run_keeps_what_it_had_and_says_so(tmp_path: Path) -> Non
     document = json.loads((into / "run.json").read_text())
     assert process.returncode == 1
     assert document["status"] == "partial" and document["reason"] == "interrupted"
-    assert [phase["name"] for phase in document["phases"]] == ["start", "warm-up"]
+    assert [phase["name"] for phase in document["phases"]] == ["start", "settle", "warm-up"]
 
 
 def test_a_wrong_scenario_is_one_line(tmp_path: Path) -> None:

@@ -136,6 +136,19 @@ def test_a_full_pool_is_only_probed() -> None:
     assert status["qber"] is not None
 
 
+def test_a_pool_that_a_block_has_just_filled_is_left_in_peace() -> None:
+    """The session that filled it has measured the error rate: the probe interval counts from it."""
+    net = cluster(target_bits=1)
+    assert net.run(blocks(net, 1), 20)
+    first = link_of(net, "node-1")._started_ns
+    assert net.run(lambda: not net.link_status("node-2", LINK)["session_runs"], 5)
+    status = net.link_status("node-1", LINK)
+    assert status["pool_full"] and not status["session_runs"]
+    assert net.run(lambda: bool(net.link_status("node-1", LINK)["session_runs"]), 20)
+    link = link_of(net, "node-1")
+    assert link._started_ns - first >= link._configuration.probe_interval_ns
+
+
 def test_sessions_that_are_over_hold_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     """Probes end in the middle of Bob's script; a daemon collects cycles too rarely to free megabytes by that."""
     net = cluster(target_bits=1)

@@ -2,15 +2,17 @@
 
 import asyncio
 import itertools
+import math
 import random
 import statistics
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
 from loadtest.clients import schedule
-from loadtest.clients.schedule import arrivals, keep_to
+from loadtest.clients.schedule import arrivals, keep_to, long_enough_s
 
 
 @pytest.mark.parametrize("arrival", ["constant", "poisson", "bursts"])
@@ -26,6 +28,18 @@ def test_poisson_gaps_vary_as_much_as_they_last_and_bursts_come_together() -> No
     assert statistics.stdev(gaps) == pytest.approx(statistics.mean(gaps), rel=0.05)
     bursts = list(arrivals("bursts", 100.0, 10.0, 4, random.Random(7)))
     assert all(len(set(bursts[n : n + 4])) == 1 for n in range(0, len(bursts), 4))
+
+
+@pytest.mark.parametrize("arrival", ["constant", "poisson", "bursts"])
+@pytest.mark.parametrize("count_min", [0, 1, 100])
+def test_a_load_lasts_until_there_are_enough_requests(arrival: Any, count_min: int) -> None:
+    def due(seconds: float) -> Iterator[float]:
+        return arrivals(arrival, 2.0, seconds, 5, random.Random(3))
+
+    seconds = long_enough_s(due(math.inf), 10.0, count_min)
+    sent = list(due(seconds))
+    assert seconds >= 10.0 and len(sent) >= count_min
+    assert seconds == 10.0 or (len(set(sent)) - 1) * (5 if arrival == "bursts" else 1) < count_min, "and no longer"
 
 
 async def test_a_slow_answer_does_not_delay_the_next_request() -> None:
