@@ -29,11 +29,13 @@ class Listener:
         core: Core,
         bodies: Bodies,
         collection: VoteCollection,
-        report: Callable[[bytes], None],
+        report: Callable[[bytes], bool],
         remember: Callable[[Statement], None],
     ) -> None:
-        """`report` submits a transaction under this node's name; `remember` takes an own, forgotten statement."""
+        """`report` submits a transaction under this node's name, or says that it can't be done now; `remember` takes an
+        own, forgotten statement."""
         self.evidence: dict[bytes, Evidence] = {}
+        self._unreported: set[bytes] = set()
         self._core = core
         self._bodies = bodies
         self._collection = collection
@@ -43,13 +45,18 @@ class Listener:
     def resume(self, key: bytes, evidence: Evidence) -> None:
         """Take back stored evidence, and report it again if the chain still wants it and nothing of ours says so."""
         self.evidence[key] = evidence
-        one = evidence.one
-        known = self._core.state.equivocation(one.signer, one.height) is not None
-        if known or one.height + EVIDENCE_HEIGHTS_MAX <= self._core.height:
-            return
-        body = _transaction(evidence)
-        if not self._core.mempool.contains(self._core.node_id, body):
-            self._report(body)
+        self._unreported.add(key)
+        self.report_evidence()
+
+    def report_evidence(self) -> None:
+        """Report what could not be reported yet, for want of room or of a name on the chain: with every new height."""
+        for key in sorted(self._unreported):
+            evidence = self.evidence[key]
+            one, body = evidence.one, _transaction(evidence)
+            known = self._core.state.equivocation(one.signer, one.height) is not None
+            useless = known or one.height + EVIDENCE_HEIGHTS_MAX <= self._core.height
+            if useless or self._core.mempool.contains(self._core.node_id, body) or self._report(body):
+                self._unreported.discard(key)
 
     def on_statement(self, peer: str, statement: Statement) -> None:
         """Take a VOTE, FINALIZE or NULLIFY of another validator."""
@@ -101,7 +108,8 @@ class Listener:
             evidence = Evidence(one, other, self._core.consensus.validators.digest)
             self.evidence[key] = evidence
             self._core.store(EVIDENCE_TABLE, key, evidence.encoded)
-            self._report(_transaction(evidence))
+            self._unreported.add(key)
+            self.report_evidence()
             kinds = f"{one.kind.name} and {other.kind.name}"
             where = {"height": one.height, "view": one.view}
             self._core.note("error", "equivocation", signer=one.signer, kinds=kinds, **where)

@@ -583,6 +583,7 @@ class Replica:
         self._core.mempool.let_go(block.height)
         for node_id in self.state.changed_nodes:
             self._take_change(node_id)
+        self._listener.report_evidence()
         self._core.outputs.append(BlockCommitted(block.height, block, certificate, tuple(receipts)))
         self._snapshots.on_commit(block.header, certificate)
         self._watch_clock(block)

@@ -156,10 +156,12 @@ class OwnTransactions:
             return
         self.queue.enqueue(token, bodies, self._core.now_ns + patience_ns)
 
-    def report(self, body: bytes) -> None:
-        """Queue a transaction of the node itself, for which nobody waits; dropped when there is no room."""
-        if self._fault((body,)) is None:
-            self.queue.enqueue(None, (body,))
+    def report(self, body: bytes) -> bool:
+        """Queue a transaction of the node itself, for which nobody waits; False if the node has no name or no room."""
+        if self._fault((body,)) is not None:
+            return False
+        self.queue.enqueue(None, (body,))
+        return True
 
     def _unwise(self, transaction: Transaction) -> str | None:
         """Return why this node lends its name to no such decision: a version that its own program does not know."""

@@ -251,12 +251,15 @@ def _check_versions(world: World, faults: Faults, churn: Churn, checkers: Checke
 
 
 def _check_evidence(world: World, faults: Faults, end_ns: int) -> None:
-    """Invariant 14: every equivocation that an honest node saw is recorded on the chain."""
+    """Invariant 14: every equivocation that an honest node of the chain saw is recorded on the chain.
+
+    One that is not admitted, or revoked, has no name under which it could report what it saw.
+    """
     seen = sorted(
         {
             (evidence.one.signer, evidence.one.height)
             for node in faults.honest
-            if node.replica
+            if node.replica and (entry := node.replica.state.node(node.node_id)) and not entry.revoked
             for evidence in node.replica.evidence.values()
         }
     )

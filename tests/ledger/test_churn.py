@@ -6,7 +6,16 @@ import pytest
 
 from ledger.contracts.actions import Action, encode_action
 from ledger.contracts.membership import ActivateVersion, AdmitNode, LiftSuspension, RemoveNode, SetValidator
-from ledger.inputs import EncodedTransactionsSubmitted, PeerDown, PeerUp, TimePassed, TransactionsSubmitted
+from ledger.inputs import (
+    EncodedTransactionsSubmitted,
+    MessageReceived,
+    PeerDown,
+    PeerUp,
+    TimePassed,
+    TransactionsSubmitted,
+)
+from ledger.messages import StatementMessage
+from ledger.messages import encode as encode_message
 from ledger.outputs import Noted, PeerFaulted, TransactionsRefused
 from ledger.transactions import (
     GovernanceApproved,
@@ -16,6 +25,7 @@ from ledger.transactions import (
     encode,
     transaction_id,
 )
+from ledger.votes import FRESH, Kind, Statement, statement_bytes
 from tests.ledger.cluster import MS, NODES, Net, make_genesis, rotation, signer_of
 
 
@@ -67,6 +77,24 @@ def voters(net: Net, node: str = "alpha") -> tuple[str, ...]:
 
 
 # ---- members
+
+
+def test_what_a_node_saw_before_it_was_admitted_is_reported_once_it_is(net: Net) -> None:
+    omega = net.start("omega")
+    set_digest = omega.state.validators().digest
+    for tag in (b"1", b"2"):
+        says = (Kind.VOTE, 1, 0, tag * 32, FRESH)
+        signature = signer_of("beta").sign(statement_bytes(net.genesis.digest, set_digest, *says))
+        message = encode_message(StatementMessage(Statement(*says, "beta", signature)))
+        net.filter = lambda source, target, payload: source != "omega"  # what it hears stays with it
+        net.give("omega", MessageReceived("beta", message))
+    net.filter = lambda source, target, payload: True
+    assert omega.status()["evidence"] == 1
+    advance(net, 3)
+    assert omega.height == 3 and omega.state.equivocation("beta", 1) is None
+    decide(net, AdmitNode("omega", signer_of("omega").public_key), by=("alpha", "gamma", "delta"))
+    net.pass_time(1_000 * MS)
+    assert net.replicas["alpha"].state.equivocation("beta", 1) is not None
 
 
 def test_a_new_node_follows_is_admitted_and_votes(net: Net) -> None:
