@@ -241,7 +241,7 @@ class Replica:
         deadlines = (
             self._recall.deadline_ns() if quiet else consensus_ns,
             self._sync.deadline_ns(),
-            self._sync.catch_up.deadline_ns(),
+            None if stopped else self._sync.catch_up.deadline_ns(),
             None if stopped or self._numbers_unknown else self._own.deadline_ns(),
             self._append_again_ns,
             self._snapshots.deadline_ns(),
