@@ -1,111 +1,162 @@
-"""Lets the fork server do once, in memory, what every node will do, so that its forks find it done.
+"""Lets the fork server do once what every node will do, so that its forks find it done.
 
-Two nodes make key and record it, TLS shakes hands with itself, a database is laid out: modules are imported, libraries
-initialised, tables computed, in memory that all nodes then share. Nothing of it lives on: no thread, socket, event
-loop or secret survives, and the files are removed.
+Three real daemons, one of them a follower, run in this process: they shake hands, make key, record it, and answer an
+operator and two applications. Modules are imported, libraries initialised, tables computed, in memory that all nodes
+then share. Nothing of it lives on: no thread, socket, event loop or secret survives, the interpreter is set as it was
+before, and the files are removed.
 """
 
 import asyncio
-import contextlib
+import base64
 import datetime
 import gc
 import io
 import logging
-import sqlite3
-import ssl
+import secrets
+import signal
+import sys
 import tempfile
-from collections import deque
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import structlog
 
+from ledger.transactions import KeyDelivered, encode
+from loadtest.ledger_load import recorded_blocks
+from loadtest.local import extend
 from qnode import daemon, telemetry, topologies
-from qnode.assembly import node_setup
-from qnode.effects import Effect, RunJob, SendTo
+from qnode.cluster import OPERATOR, Cluster, Member
 from qnode.initialise import Plan, initialise
-from qnode.inputs import FrameReceived, Input, JobDone, PeerConnected, Ticked
-from qnode.io import certificates, configuration
 from qnode.io.entropy import OperatingSystemEntropy
-from qnode.io.storage import prepare
-from qnode.node import Node
-from qnode.settings import NodeSettings
+from qnode.io.pidfile import PidFile
 
-STEPS_MAX: Final = 5_000
-"""Inputs of the rehearsal; a block of each end is recorded after some hundred."""
+NODES: Final = 3
+VALIDATORS: Final = 2
+TIMEOUT_S: Final = 60.0
+"""For each thing that is waited for; a second is enough on an idle machine, and hundreds of nodes may run on this."""
+LOOK_S: Final = 0.05
+"""Between two looks at a node, by its own door: what it has reached is told nowhere else."""
+TABLES: Final = {"pool": {"target_bits": "16_384"}, "ledger": {"block_interval_s": "0.1"}}
+LINK: Final = {"block_pulses": "250_000"}
+"""One block fills a pool: the second costs as much and does nothing else."""
 
 
-def rehearse(profile: str = "lab") -> None:
-    """Do everything once and forget it; takes about half a second."""
-    with tempfile.TemporaryDirectory(prefix="rehearsal-") as scratch:
-        directory = Path(scratch) / "cluster"
-        now = datetime.datetime.now(datetime.UTC)
-        initialise(directory, Plan(topologies.shaped("line", 2), profile=profile), OperatingSystemEntropy(), now)
-        settings = [configuration.read_settings(directory / f"node-{n}.toml") for n in (1, 2)]
-        for each in settings:
-            configuration.check_certificates(each, now)
-        _log(settings[0])
-        _shake_hands(settings[0])
-        _make_key(settings, int(now.timestamp() * 1e9))
-    _open_database()
-    loop = daemon.new_event_loop()
-    loop.run_until_complete(asyncio.sleep(0))
-    loop.close()
+class RehearsalFailed(RuntimeError):
+    """Three nodes in one process did not do what nodes do; the message says how far they came."""
+
+
+def rehearse() -> None:
+    """Do everything once and forget it; takes a second or two. Raises RehearsalFailed."""
+    with _interpreter_as_before(), tempfile.TemporaryDirectory(prefix="rehearsal-") as scratch:
+        cluster = _written(Path(scratch) / "cluster")
+        with asyncio.Runner(loop_factory=daemon.new_event_loop) as runner:
+            runner.run(_perform(cluster))
     gc.collect()
 
 
-def _log(settings: NodeSettings) -> None:
-    telemetry.configure("warning", settings.node_id, io.StringIO()).warning("rehearsal")
-    logging.getLogger().handlers.clear()
-    structlog.reset_defaults()
+@contextmanager
+def _interpreter_as_before() -> Iterator[None]:
+    """Undo at the end what a daemon sets for its whole process."""
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    handlers = [signal.getsignal(number) for number in numbers]
+    collecting, thresholds, interval_s = gc.isenabled(), gc.get_threshold(), sys.getswitchinterval()
+    try:
+        yield
+    finally:
+        logging.getLogger().handlers.clear()
+        structlog.reset_defaults()
+        sys.setswitchinterval(interval_s)
+        gc.unfreeze()
+        gc.set_threshold(*thresholds)
+        (gc.enable if collecting else gc.disable)()
+        for number, handler in zip(numbers, handlers, strict=True):
+            signal.signal(number, handler)
 
 
-def _shake_hands(settings: NodeSettings) -> None:
-    """TLS between the two contexts of one node, in memory."""
-    p2p = settings.peer_to_peer
-    server, client = certificates.peer_contexts(p2p.certificate, settings.identity_key, p2p.ca)
-    certificates.api_context(settings.api.certificate, settings.api.key, settings.api.ca)
-    to_server, to_client = ssl.MemoryBIO(), ssl.MemoryBIO()
-    accepting = server.wrap_bio(to_server, to_client, server_side=True)
-    dialling = client.wrap_bio(to_client, to_server)
-    for end in (dialling, accepting, dialling, accepting):
-        with contextlib.suppress(ssl.SSLWantReadError):
-            end.do_handshake()
-    certificates.node_public_key(dialling.getpeercert(binary_form=True))
+def _written(directory: Path) -> Cluster:
+    plan = Plan(topologies.shaped("line", NODES), profile="lab", log_level="info", validators=VALIDATORS)
+    initialise(directory, plan, OperatingSystemEntropy(), datetime.datetime.now(datetime.UTC))
+    cluster = Cluster.open(directory)
+    of_links = {f'link."{link.link_id}"': LINK for link in cluster.genesis.links}
+    for member in cluster.members:
+        extend(member.config, {**TABLES, **of_links})
+    return cluster
 
 
-def _make_key(settings: list[NodeSettings], now_ns: int) -> None:
-    """Step two nodes against each other until both have executed a block with a key record of theirs."""
-    genesis = configuration.read_genesis(settings[0])
-    nodes = {each.node_id: Node(node_setup(each, genesis, OperatingSystemEntropy()), {}, now_ns) for each in settings}
-    first, second = nodes
-    waiting: deque[tuple[str, Input]] = deque([(first, PeerConnected(second)), (second, PeerConnected(first))])
-    for node_id, node in nodes.items():
-        _execute(node_id, node.take_birth_effects(), waiting)
-    for _ in range(STEPS_MAX):
-        if all(node.state.counts()["key_blocks"] for node in nodes.values()):
-            return
-        if not waiting:
-            now_ns = max(now_ns, min(node.next_deadline_ns() for node in nodes.values()))
-            waiting.extend((node_id, Ticked()) for node_id in nodes)
-        node_id, happened = waiting.popleft()
-        _execute(node_id, nodes[node_id].step(now_ns, happened), waiting)
-    raise RuntimeError("two nodes in memory made no key; run `qnode demo` to see whether real ones do")
+async def _perform(cluster: Cluster) -> None:
+    async with _running(cluster):
+        await _reached(cluster, "a recorded block of every link", _has_key)
+        await asyncio.to_thread(_use, cluster)
+        await _reached(cluster, "the record of three deliveries", lambda told: told["ledger"]["state_deliveries"] >= 3)
 
 
-def _execute(node_id: str, effects: list[Effect], waiting: deque[tuple[str, Input]]) -> None:
-    for effect in effects:
-        match effect:
-            case SendTo(peer, _, frame):
-                waiting.append((peer, FrameReceived(node_id, frame)))
-            case RunJob(job_id, work):
-                waiting.append((node_id, JobDone(job_id, work())))
-            case _:
-                pass  # the disk, the log and callers are not played
+@asynccontextmanager
+async def _running(cluster: Cluster) -> AsyncIterator[None]:
+    """Run every node of a cluster on this loop."""
+    ready = [asyncio.Event() for _ in cluster.members]
+    nodes = [asyncio.create_task(_node(member, up)) for member, up in zip(cluster.members, ready, strict=True)]
+    waiting = asyncio.gather(*(up.wait() for up in ready))
+    try:
+        watched: list[asyncio.Future[Any]] = [waiting, *nodes]
+        await asyncio.wait(watched, timeout=TIMEOUT_S, return_when=asyncio.FIRST_COMPLETED)
+        _check(nodes, "open their doors", waiting.done())
+        try:
+            yield
+        finally:
+            _check(nodes, "run on", True)  # its end is the cause of whatever failed here
+    finally:
+        waiting.cancel()
+        for node in nodes:
+            node.cancel()
+        await asyncio.gather(waiting, *nodes, return_exceptions=True)
 
 
-def _open_database() -> None:
-    with tempfile.TemporaryDirectory(prefix="rehearsal-") as scratch:
-        database = sqlite3.connect(Path(scratch) / "database")
-        prepare(database)
-        database.close()
+async def _node(member: Member, ready: asyncio.Event) -> None:
+    settings = member.settings
+    log = telemetry.configure(settings.log_level, settings.node_id, io.StringIO())
+    with PidFile(settings.state_directory):
+        await daemon.serve(settings, log, lambda said: ready.set())
+
+
+def _check(nodes: list["asyncio.Task[None]"], what: str, done: bool) -> None:
+    for node in nodes:
+        if node.done():
+            raise RehearsalFailed(f"a node did not {what}") from node.exception()
+    if not done:
+        raise RehearsalFailed(f"nodes did not {what} within {TIMEOUT_S:g} s; run `qnode demo` to see whether they can")
+
+
+async def _reached(cluster: Cluster, what: str, condition: Callable[[dict[str, Any]], bool]) -> None:
+    """Look at every node until it meets a condition."""
+    deadline_s = time.monotonic() + TIMEOUT_S
+    for member in cluster.members:
+        client = member.client(OPERATOR)
+        while not condition(await asyncio.to_thread(client.call, "GET", "/admin/v1/status")):
+            if time.monotonic() > deadline_s:
+                raise RehearsalFailed(f"{member.settings.node_id} did not reach {what} within {TIMEOUT_S:g} s")
+            await asyncio.sleep(LOOK_S)
+
+
+def _has_key(told: dict[str, Any]) -> bool:
+    return told["ledger"]["state_key_blocks"] >= NODES - 1 and all(link["available_bytes"] for link in told["links"])
+
+
+def _use(cluster: Cluster) -> None:
+    """Fetch a key at both ends, as applications do, and have a delivery recorded, as an operator does."""
+    first, second = cluster.members[:2]
+    master, slave = first.client("sae-1-a"), second.client("sae-2-a")
+    master.status("sae-2-a")
+    for _ in range(2):
+        key_ids = [key["key_ID"] for key in master.get_keys("sae-2-a", 1, 256)["keys"]]
+        slave.get_keys_with_ids("sae-1-a", key_ids)
+    link = cluster.genesis.links[0]
+    span = (link.link_id, recorded_blocks(cluster)[link.link_id], 0, 512)
+    ends = (link.transmitter, link.receiver)
+    record = KeyDelivered(secrets.token_bytes(16), "sae-1-a", "sae-2-a", 256, ends, (span,))
+    bundle = {"transactions": [base64.b64encode(encode(record)).decode()], "until": "committed"}
+    said = first.client(OPERATOR).call("POST", "/admin/v1/ledger/transactions", bundle)
+    if not said["ok"]:
+        raise RehearsalFailed(f"the record of a delivery was refused: {said.get('reason')}")

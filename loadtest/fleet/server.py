@@ -38,6 +38,9 @@ PRELOADED: Final = (
     "qnode.commands.run",
     "encodings.idna",  # what asyncio's name resolution and JSON lines would import in every node
     "asyncio.sslproto",
+    "encodings.ascii",  # and what the first look at a certificate and at a file of the package would
+    "cryptography.hazmat.backends.openssl.backend",
+    "importlib.resources.readers",
 )
 
 
@@ -191,7 +194,6 @@ def prepare() -> None:
     """Become what nodes are forked from: everything imported and rehearsed, what they write to packed together."""
     kept = packing.share(_scouted())
     rehearse = _import()
-    rehearse()  # what runs only once is not what nodes run
     with packing.running_code() as run:
         rehearse()
     gc.collect()
@@ -209,7 +211,9 @@ def _import() -> Callable[[], None]:
     for name in PRELOADED:
         importlib.import_module(name)
     from loadtest.fleet.rehearsal import rehearse
+    from qnode.daemon import new_event_loop
 
+    new_event_loop().close()  # which imports uvloop, where it is
     return rehearse
 
 
@@ -233,7 +237,6 @@ def _scouted() -> list[str]:
 
 def _scout(writing: int) -> None:
     rehearse = _import()
-    rehearse()
     with packing.running_code() as run:
         rehearse()
     with os.fdopen(writing, "w") as pipe:

@@ -14,7 +14,7 @@ from aiohttp.web_protocol import RequestHandler
 
 from qnode.api.http import JSON_HEADERS, Call, CallError, Door, Reply, split_target
 from qnode.io.certificates import Identity, identity_of
-from qnode.io.transport import TransportError, listen_failure
+from qnode.io.transport import TransportError, listen_failure, listening_place
 from qnode.settings import ApiSettings
 
 ASK_TIMEOUT_S: Final = 30.0  # a key over many hops takes well under a second; a caller should not wait for ever
@@ -45,7 +45,9 @@ class ApiServer:
         host, port = self._settings.listen_host, self._settings.listen_port
         self._http = _JsonServer(self._serve, self._report)
         try:
-            self._listener = await loop.create_server(self._http, host, port, ssl=self._context, backlog=1024)
+            self._listener = await loop.create_server(
+                self._http, **listening_place(host, port), ssl=self._context, backlog=1024
+            )
         except OSError as error:
             raise TransportError(listen_failure(error, host, port, "[api]")) from None
         self.listen_port = self._listener.sockets[0].getsockname()[1]

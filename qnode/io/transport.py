@@ -9,12 +9,14 @@ lost, frame.
 import asyncio
 import contextlib
 import errno
+import ipaddress
 import math
 import random
+import socket
 import ssl
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 from qnode.effects import TrafficClass, UsePeerKeys
 from qnode.io.connection import Connection, ConnectionCounters, ConnectionLimits
@@ -106,8 +108,7 @@ class Transport:
         try:
             self._server = await loop.create_server(
                 self._accept,
-                host,
-                port,
+                **listening_place(host, port),
                 ssl=self._identity.contexts[0],
                 ssl_handshake_timeout=TLS_HANDSHAKE_TIMEOUT_S,
                 ssl_shutdown_timeout=TLS_SHUTDOWN_TIMEOUT_S,
@@ -355,6 +356,18 @@ class Transport:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(timeout_s):
                 await event.wait()
+
+
+def listening_place(host: str, port: int) -> dict[str, Any]:
+    """Return where `create_server` shall listen: a bound socket for a number, host and port for a name. Raises OSError.
+
+    uvloop starts four threads to look up even a number, and keeps them.
+    """
+    try:
+        version = ipaddress.ip_address(host).version
+    except ValueError:
+        return {"host": host, "port": port}
+    return {"sock": socket.create_server((host, port), family=socket.AF_INET6 if version == 6 else socket.AF_INET)}
 
 
 def listen_failure(error: OSError, host: str, port: int, table: str) -> str:

@@ -3,6 +3,7 @@
 import asyncio
 import dataclasses
 import datetime
+import gc
 import json
 import os
 import select
@@ -10,7 +11,6 @@ import signal
 import subprocess
 import sys
 import tempfile
-import threading
 from pathlib import Path
 
 import pytest
@@ -153,12 +153,19 @@ def _readable(descriptor: int, timeout_s: float) -> bool:
         os.close(descriptor)
 
 
+def _set() -> tuple[object, ...]:
+    """What a daemon sets for its whole process, and the threads of Python and of libraries."""
+    handlers = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    collector = (gc.isenabled(), gc.get_threshold(), gc.get_freeze_count())
+    return handlers, collector, sys.getswitchinterval(), sorted(Path("/proc/self/task").iterdir())
+
+
 def test_the_rehearsal_leaves_no_thread_and_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    threads = threading.active_count()
+    before = _set()
     rehearse()  # libuv keeps one pipe per process, and makes it anew in a fork
     descriptors = list(Path("/proc/self/fd").iterdir())
     rehearse()
-    assert threading.active_count() == threads
+    assert _set() == before
     assert len(list(Path("/proc/self/fd").iterdir())) == len(descriptors)
     assert list(tmp_path.iterdir()) == []

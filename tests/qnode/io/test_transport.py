@@ -18,7 +18,7 @@ from qnode.io import connection as connection_module
 from qnode.io import transport as transport_module
 from qnode.io.certificates import Authority, Identity, peer_contexts
 from qnode.io.frames import FRAME_SIZE_BYTES_MAX, FrameKind
-from qnode.io.transport import NodeIdentity, Transport, TransportError, TransportEvents
+from qnode.io.transport import NodeIdentity, Transport, TransportError, TransportEvents, listening_place
 from qnode.settings import PeerSettings, PeerToPeerSettings
 
 pytestmark = pytest.mark.integration
@@ -496,3 +496,15 @@ async def test_retired_keys_lose_their_connections_and_new_ones_serve(world: Wor
     await a.until_told("lost", "b", "its key is retired, or its node was removed")
     again = await world.node("b", {"a": a.transport.listen_port}, contexts=world.contexts("b", new_key))
     await again.until_told("connected", "a")
+
+
+@pytest.mark.parametrize(("host", "family"), [("127.0.0.1", socket.AF_INET), ("::1", socket.AF_INET6)])
+def test_a_number_is_bound_without_being_looked_up(host: str, family: socket.AddressFamily) -> None:
+    with listening_place(host, 0)["sock"] as bound:
+        assert bound.family == family and bound.getsockname()[0] == host
+        with pytest.raises(OSError, match="in use"):
+            listening_place(host, bound.getsockname()[1])
+
+
+def test_a_name_is_left_to_the_event_loop() -> None:
+    assert listening_place("localhost", 7) == {"host": "localhost", "port": 7}
