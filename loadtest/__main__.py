@@ -1,4 +1,4 @@
-"""The command line of the harness: `python -m loadtest simulate|report|compare …`."""
+"""The command line of the harness: `python -m loadtest simulate|report|profile|compare …`."""
 
 import json
 import os
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from loadtest.report.commands import compare, report
+from loadtest.report.commands import compare, profile, report
 from loadtest.run_command import list_scenarios, run_scenario
 from loadtest.simulation.faults import FaultPlan
 from loadtest.simulation.network import MS, SHAPES
@@ -31,6 +31,7 @@ main.add_command(list_scenarios)
 main.add_command(run_scenario)
 main.add_command(report)
 main.add_command(compare)
+main.add_command(profile)
 
 
 @main.command()

@@ -4,21 +4,27 @@ The system's timer of processor time (ITIMER_PROF) interrupts the main thread be
 under uvloop, and needs no thread; an idle node costs nothing. A deterministic profiler (cProfile, yappi) would slow
 every call and so distort the shares; one that samples by the clock on the wall (pyinstrument) would count waiting for
 a core; py-spy may not look at another user's or, on many systems, at its cousin's process. A sample weighs the
-processor time of the main thread since the last one, so shares add up; what other threads used (the disk, jobs) is one
-sum. Taking the samples costs some 20 µs each and is told in the summary.
+processor time that each thread (the loop, the disk, jobs) used since the last one, and gives it to what the thread does
+just then, so shares add up; a job that ended in between leaves its time to its thread. Taking the samples costs some
+20 µs each and is told in the summary, which also has one sum per part of the node (`loadtest.fleet.rooms`).
 
 A summary is asked for by SIGUSR2 and goes to a socket of the harness; the next one begins anew.
 """
 
+import contextlib
 import json
 import signal
 import socket
+import sys
+import threading
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import CodeType, FrameType
 from typing import Any, Final
+
+from loadtest.fleet.rooms import OTHER, room_of
 
 INTERVAL_S: Final = 0.01
 """Of processor time: at 20 µs a sample, a 500th of what the node does."""
@@ -28,6 +34,8 @@ FUNCTIONS_TOLD: Final = 60
 """Of each order, by own and by total time: what a reader looks at, in some 10 kB."""
 ANSWER_TIMEOUT_S: Final = 2.0
 OTHERS: Final = "(functions beyond the profiler's bound)"
+CLOCK_OF_THREAD: Final = getattr(time, "pthread_getcpuclockid", None)
+"""Not on every system; where it is missing, all other threads are one sum."""
 REQUEST: Final = signal.SIGUSR2
 SUMMARY_SIZE_BYTES_MAX: Final = 1 << 20
 
@@ -40,11 +48,15 @@ class _Spent:
 
 @dataclass(slots=True)
 class CpuProfile:
-    """Samples since the last summary; `_main_ns` and `_process_ns` are the clocks as the last sample left them."""
+    """Samples since the last summary; `…_ns` of main, threads and process are clocks as the last sample left them."""
 
     _spent: dict[CodeType | None, _Spent] = field(default_factory=dict)
+    _rooms_ns: dict[str, int] = field(default_factory=dict)
+    _room_of: dict[CodeType, str | None] = field(default_factory=dict)
     _main_ns: int = 0
+    _threads_ns: dict[int, int] = field(default_factory=dict)
     _process_ns: int = 0
+    _beside_ns: int = 0
     _sampled_ns: int = 0
     _others_ns: int = 0
     _cost_ns: int = 0
@@ -66,7 +78,9 @@ class CpuProfile:
     def reset(self) -> None:
         """Begin anew."""
         self._spent.clear()
-        self._sampled_ns = self._others_ns = self._cost_ns = self._samples = 0
+        self._rooms_ns.clear()
+        self._sampled_ns = self._beside_ns = self._others_ns = self._cost_ns = self._samples = 0
+        self._threads_ns = {thread: used_ns for thread, _, used_ns in _other_threads()}
         self._main_ns, self._process_ns = time.thread_time_ns(), time.process_time_ns()
 
     def sample(self, number: int, frame: FrameType | None) -> None:
@@ -75,23 +89,51 @@ class CpuProfile:
             return
         begun_ns = time.thread_time_ns()
         main_ns = begun_ns - self._main_ns
-        self._others_ns += max(0, time.process_time_ns() - self._process_ns - main_ns)
-        self._sampled_ns += main_ns
         self._samples += 1
-        seen: set[CodeType | None] = set()
-        own = True
-        while frame is not None:
-            code = self._known(frame.f_code)
-            spent = self._spent[code]
-            if own:
-                spent.own_ns += main_ns
-                own = False
-            if code not in seen:  # a function that calls itself spends its time once
-                seen.add(code)
-                spent.total_ns += main_ns
-            frame = frame.f_back
+        self._sampled_ns += main_ns
+        self._count(frame, main_ns)
+        beside_ns = self._count_other_threads()
+        self._beside_ns += beside_ns
+        self._others_ns += max(0, time.process_time_ns() - self._process_ns - main_ns - beside_ns)
         self._main_ns, self._process_ns = time.thread_time_ns(), time.process_time_ns()
         self._cost_ns += self._main_ns - begun_ns
+
+    def _count_other_threads(self) -> int:
+        """Give each other thread's time to what it does; return the sum. A thread that ended keeps its last share."""
+        threads_ns, beside_ns = {}, 0
+        for thread, frame, used_ns in _other_threads():
+            before_ns = self._threads_ns.get(thread, 0)
+            gained_ns = used_ns - before_ns if used_ns >= before_ns else used_ns  # another thread with its number
+            threads_ns[thread] = used_ns
+            beside_ns += gained_ns
+            if gained_ns:
+                self._count(frame, gained_ns)
+        self._threads_ns = threads_ns
+        return beside_ns
+
+    def _count(self, frame: FrameType | None, gained_ns: int) -> None:
+        """Count time for the innermost function, for all that called it, and for the nearest room."""
+        seen: set[CodeType | None] = set()
+        room: str | None = None
+        while frame is not None:
+            room = room or self._room(frame.f_code)
+            code = self._known(frame.f_code)
+            spent = self._spent[code]
+            if not seen:
+                spent.own_ns += gained_ns
+            if code not in seen:  # a function that calls itself spends its time once
+                seen.add(code)
+                spent.total_ns += gained_ns
+            frame = frame.f_back
+        room = room or OTHER
+        self._rooms_ns[room] = self._rooms_ns.get(room, 0) + gained_ns
+
+    def _room(self, code: CodeType) -> str | None:
+        if code not in self._room_of:
+            if len(self._room_of) >= FUNCTIONS_MAX:
+                return None
+            self._room_of[code] = room_of(place(code))
+        return self._room_of[code]
 
     def _known(self, code: CodeType) -> CodeType | None:
         if code in self._spent:
@@ -109,7 +151,7 @@ class CpuProfile:
             self._summing = False
 
     def _summary(self) -> dict[str, Any]:
-        whole_ns = max(1, self._sampled_ns + self._others_ns + self._cost_ns)
+        whole_ns = max(1, self._sampled_ns + self._beside_ns + self._others_ns + self._cost_ns)
         by_own = sorted(self._spent, key=lambda code: -self._spent[code].own_ns)[:FUNCTIONS_TOLD]
         by_total = sorted(self._spent, key=lambda code: -self._spent[code].total_ns)[:FUNCTIONS_TOLD]
         functions = [
@@ -123,10 +165,26 @@ class CpuProfile:
         return {
             "cpu_s": round(whole_ns / 1e9, 6),
             "samples": self._samples,
-            "other_threads_share": round(self._others_ns / whole_ns, 6),
+            "unseen_share": round(self._others_ns / whole_ns, 6),
             "overhead_share": round(self._cost_ns / whole_ns, 6),
+            "rooms": {room: round(ns / whole_ns, 6) for room, ns in self._rooms_ns.items()},
             "functions": functions,
         }
+
+
+def _other_threads() -> list[tuple[int, FrameType, int]]:
+    """Return (thread, what it does, processor time so far) of all other threads that run Python.
+
+    They cannot end meanwhile: this thread holds the interpreter. Their clocks end with them.
+    """
+    if CLOCK_OF_THREAD is None:
+        return []
+    own, found = threading.get_ident(), []
+    for thread, frame in sys._current_frames().items():
+        if thread != own:
+            with contextlib.suppress(OSError):  # a system that keeps no clock for this one
+                found.append((thread, frame, time.clock_gettime_ns(CLOCK_OF_THREAD(thread))))
+    return found
 
 
 def place(code: CodeType | None) -> str:

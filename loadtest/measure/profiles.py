@@ -2,15 +2,16 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 from loadtest.fleet.launcher import FleetError
 from loadtest.results.records import Profile
 from loadtest.results.writer import ResultWriter
 from loadtest.ward import NodeSilent, Ward
 
-TOP: Final = 20
-OTHER_THREADS: Final = "(other threads: disk and jobs)"
+Kind = Literal["function", "room"]
+TOP: Final = 15
+UNSEEN: Final = "(threads that run no Python, or ended)"
 PROFILER: Final = "(the profiler itself)"
 
 
@@ -40,11 +41,12 @@ async def _asked(ward: Ward) -> dict[str, dict[str, Any] | NodeSilent]:
 
 def rows(said: dict[str, Any], case: int, phase: str, node_id: str, group: str) -> list[Profile]:
     """Return a node's summary as rows of the result."""
-    found = [(each["function"], each["own_share"], each["total_share"]) for each in said["functions"]]
-    found += [
-        (name, share, share)
-        for name, share in ((OTHER_THREADS, said["other_threads_share"]), (PROFILER, said["overhead_share"]))
+    found: list[tuple[Kind, str, float, float]] = [
+        ("function", each["function"], each["own_share"], each["total_share"]) for each in said["functions"]
     ]
+    for name, share in ((UNSEEN, said["unseen_share"]), (PROFILER, said["overhead_share"])):
+        found.append(("function", name, share, share))
+    found += [("room", room, share, share) for room, share in said["rooms"].items()]
     return [
         Profile(
             case=case,
@@ -55,8 +57,9 @@ def rows(said: dict[str, Any], case: int, phase: str, node_id: str, group: str) 
             function=function,
             own_share=own,
             total_share=total,
+            kind=kind,
         )
-        for function, own, total in found
+        for kind, function, own, total in found
     ]
 
 
@@ -71,6 +74,8 @@ class Spending:
     cpu_s: float
     functions: tuple[tuple[str, float, float], ...]
     """Function, own share, total share; weighted by the nodes' processor time, largest own share first."""
+    rooms: tuple[tuple[str, float], ...] = ()
+    """Part of the node, share; largest first."""
 
 
 def spendings(profiles: Iterable[Profile]) -> list[Spending]:
@@ -84,13 +89,15 @@ def spendings(profiles: Iterable[Profile]) -> list[Spending]:
 def _spending(key: tuple[int, str, str], of_group: Sequence[Profile]) -> Spending:
     cpu_s = {each.node_id: each.cpu_s for each in of_group}
     whole_s = sum(cpu_s.values()) or 1.0
-    shares: dict[str, tuple[float, float]] = {}
+    shares: dict[tuple[Kind, str], tuple[float, float]] = {}
     for each in of_group:
-        own, total = shares.get(each.function, (0.0, 0.0))
+        own, total = shares.get((each.kind, each.function), (0.0, 0.0))
         weight = each.cpu_s / whole_s
-        shares[each.function] = own + weight * each.own_share, total + weight * each.total_share
-    ordered = sorted(((name, *pair) for name, pair in shares.items()), key=lambda row: (-row[1], row[0]))
-    return Spending(*key, len(cpu_s), sum(cpu_s.values()), tuple(ordered))
+        shares[each.kind, each.function] = own + weight * each.own_share, total + weight * each.total_share
+    ordered = sorted(((*name, *pair) for name, pair in shares.items()), key=lambda row: (-row[2], row[1]))
+    functions = tuple((name, own, total) for kind, name, own, total in ordered if kind == "function")
+    rooms = tuple((name, own) for kind, name, own, _ in ordered if kind == "room")
+    return Spending(*key, len(cpu_s), sum(cpu_s.values()), functions, rooms)
 
 
 def summary_lines(profiles: Iterable[Profile], top: int = TOP) -> list[str]:
@@ -100,5 +107,7 @@ def summary_lines(profiles: Iterable[Profile], top: int = TOP) -> list[str]:
         lines.append(
             f"\ncase {each.case}, {each.phase}, {each.nodes} {each.group}: {each.cpu_s:.2f} s of processor time"
         )
+        if each.rooms:
+            lines.append("  " + ", ".join(f"{room} {100 * share:.1f} %" for room, share in each.rooms))
         lines += [f"  {100 * own:5.1f} %  {100 * total:5.1f} %  {name}" for name, own, total in each.functions[:top]]
     return lines

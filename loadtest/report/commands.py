@@ -1,4 +1,4 @@
-"""`python -m loadtest report` and `compare`. Reads arguments and says what was written; the work is imported late."""
+"""`python -m loadtest report`, `profile`, `compare`. Reads arguments, says what was written; imports the work late."""
 
 import json
 import sys
@@ -76,6 +76,22 @@ def report(directory: Path, out: Path | None, png: Path | None, into: Path | Non
             click.echo("\n".join(map(str, write_parquet(result))))
         if result.is_partial:
             click.echo(f"the result is partial: {result.why_partial}", err=True)
+
+
+@click.command()
+@click.argument("directory", type=Directory)
+@click.option("--phase", default="load", show_default=True, help="settle, warm-up, load or saturate.")
+def profile(directory: Path, phase: str) -> None:
+    """Print what profiled nodes (`run … --profile`) spent their processor time on, as Markdown tables.
+
+    \b
+    python -m loadtest profile results/scaling-20261122T050000 --phase saturate
+    """
+    with told():
+        from loadtest.report.profile_tables import markdown
+        from loadtest.results.reader import Result
+
+        click.echo("\n".join(markdown(Result(directory), phase)))
 
 
 @click.command()

@@ -212,8 +212,8 @@ class Window(Record, frozen=True):
 class Profile(Record, frozen=True):
     """What share of a node's processor time one function took in a phase: itself, and with all that it called.
 
-    `cpu_s` is the node's processor time in the phase; the function "(other threads)" is the disk and the jobs,
-    "(profiler)" what taking the samples cost.
+    `cpu_s` is the node's processor time in the phase. Of the kind "room", `function` names a part of the node
+    (`loadtest.fleet.rooms`), whose shares add up to those of all functions.
     """
 
     case: int
@@ -224,6 +224,7 @@ class Profile(Record, frozen=True):
     function: str
     own_share: float
     total_share: float
+    kind: Literal["function", "room"] = "function"
 
 
 class Figures(Record, frozen=True):

@@ -7,12 +7,15 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
 import uvloop
 
 from loadtest.fleet import profiling
+from loadtest.fleet.rooms import ROOMS, room_of
 
 
 def _burn(seconds: float) -> int:
@@ -50,19 +53,90 @@ def test_time_goes_to_what_runs_and_to_its_callers_once() -> None:
     assert summary["overhead_share"] < 0.05
 
 
-def test_an_idle_process_is_not_interrupted_and_other_threads_are_one_sum() -> None:
+def test_other_threads_count_for_what_they_do_and_ended_ones_are_one_sum() -> None:
     profile = profiling.CpuProfile()
-    profile.start()
-    try:
-        thread = threading.Thread(target=_burn, args=(0.1,))
-        thread.start()
-        thread.join()
-        profile.sample(signal.SIGPROF, None)
-        summary = profile.summary()
-    finally:
-        profile.stop()
-    assert summary["other_threads_share"] > 0.7
-    assert "_burn" not in _shares(summary)
+    profile.reset()
+    burnt, seen = threading.Event(), threading.Event()
+
+    def work() -> None:
+        _burn(0.1)
+        burnt.set()
+        _waits(seen)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    assert burnt.wait(10)
+    profile.sample(signal.SIGPROF, None)
+    seen.set()
+    thread.join()
+    summary = profile.summary()
+    shares = _shares(summary)
+    assert shares["_waits"][1] > 0.7, "what the thread did when the sample was taken"
+    assert shares["_waits"][0] < 0.1 and summary["unseen_share"] < 0.2
+
+    profile.reset()
+    ended = threading.Thread(target=_burn, args=(0.1,))
+    ended.start()
+    ended.join()
+    profile.sample(signal.SIGPROF, None)
+    summary = profile.summary()
+    assert summary["unseen_share"] > 0.7 and "_burn" not in _shares(summary)
+
+
+def _waits(event: threading.Event) -> None:
+    assert event.wait(10)
+
+
+def test_time_goes_to_the_nearest_room_of_the_callers(monkeypatch: Any) -> None:
+    rooms = {"_outer": "ledger", "_inner": "storage"}
+    monkeypatch.setattr(profiling, "room_of", lambda place: rooms.get(place.partition(":")[2]))
+    profile = profiling.CpuProfile()
+    profile.reset()
+
+    def _sampled() -> None:
+        _burn(0.05)
+        profile.sample(signal.SIGPROF, sys._getframe())
+
+    _outer(lambda: _inner(_sampled))
+    _outer(_sampled)
+    _sampled()
+    found = profile.summary()["rooms"]
+    assert set(found) == {"ledger", "storage", "other"} and sum(found.values()) <= 1.001
+    assert all(share == pytest.approx(1 / 3, abs=0.2) for share in found.values())
+
+
+def _outer(called: Callable[[], None]) -> None:
+    called()
+
+
+def _inner(called: Callable[[], None]) -> None:
+    called()
+
+
+@pytest.mark.parametrize(
+    ("place", "room"),
+    [
+        ("protocol/kernels/emulation.py:emit", "quantum"),
+        ("protocol/distill/pipeline.py:run", "distill"),
+        ("ledger/merkle.py:_update", "ledger"),
+        ("qnode/io/connection.py:Connection._encrypt", "transport, TLS"),
+        ("ssl.py:SSLObject.read", "transport, TLS"),
+        ("qnode/io/storage.py:Storage._write", "storage"),
+        ("aiohttp/web_protocol.py:RequestHandler.start", "http"),
+        ("asyncio/runners.py:Runner.run", "event loop"),
+        ("qnode/relay.py:Relay.tick", "node"),
+        ("nacl/bindings/crypto_sign.py:crypto_sign_open", None),
+        ("msgpack/__init__.py:packb", None),
+    ],
+)
+def test_rooms_of_code(place: str, room: str | None) -> None:
+    assert room_of(place) == room
+
+
+def test_every_path_of_a_room_exists() -> None:
+    root = Path(profiling.__file__).parents[2]
+    own = [path for _, paths in ROOMS for path in paths if path.startswith(("qnode/", "protocol/", "ledger/"))]
+    assert all(any(root.glob(f"{path}*")) for path in own)
 
 
 def test_a_sample_in_the_middle_of_a_summary_waits(monkeypatch: Any) -> None:
