@@ -15,6 +15,7 @@ from typing import Any, Final, Self, TypeVar
 
 from ledger.chain import Chain
 from ledger.contracts.proof import INDEX, contract_keys, judge, put_policies, revocations
+from ledger.contracts.retention import retention_blocks
 from ledger.encoding import MalformedEncoding, pack, unpack, unpack_array
 from ledger.execution import Rules, execute_proven
 from ledger.genesis import Genesis
@@ -50,6 +51,7 @@ from ledger.transactions import (
 
 Record = TypeVar("Record", KeyBlockRecorded, KeyDelivered)
 FORMAT: Final = "qnode delivery proof 3"
+RETIRED: Final = "is older than the retention policy lets the state keep it"
 _MEMBERS: Final = (
     *("format", "chain_id", "genesis", "key_id", "delivery", "key_blocks", "anchor", "entries"),
     *("set_changes", "node_keys", "contracts"),
@@ -175,7 +177,9 @@ def prove_delivery(chain: Chain, key_id: bytes) -> DeliveryProof:
     state = chain.state
     found = state.delivery(key_id)
     if found is None:
-        raise UnknownKey("the chain has no delivery of this key")
+        kept = retention_blocks(state)
+        retired = "" if kept is None else f", or it is older than the {kept} heights of the retention policy"
+        raise UnknownKey(f"the chain has no delivery of this key{retired}")
     height, delivery_id = found
     if height >= chain.height:
         raise NotYetProvable("the delivery is in the last block; the next one will certify it")
@@ -184,7 +188,8 @@ def prove_delivery(chain: Chain, key_id: bytes) -> DeliveryProof:
     key_blocks = []
     for name in _named_blocks(record):
         block = state.key_block(*name)
-        assert block is not None, "the chain accepts no delivery whose key blocks it does not know"
+        if block is None:
+            raise UnknownKey(f"{_block_name(*name)}, which carried this key, {RETIRED}")
         key_blocks.append(prove_transaction(chain, block.height, block.transaction_id))
     nodes = {delivery.sender, *(each.sender for each in key_blocks)}
     for link in (state.link(hop[0]) for hop in record.hops):

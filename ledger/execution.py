@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from ledger.block import VERSIONS, Block
 from ledger.bundle import Bundle
-from ledger.contracts import block_rules, delivery_rules, device_rules, governance, revocation
+from ledger.contracts import block_rules, delivery_rules, device_rules, governance, retention, revocation
 from ledger.encoding import pack
 from ledger.genesis import Genesis
 from ledger.membership import prove_equivocation, record_keys, rotate_key
@@ -92,6 +92,7 @@ def execute(state: State, block: Block, rules: Rules) -> list[Receipt]:
     assert bundles_fault(state, block.bundles) is None, "a committed block was checked before"
     state.begin(block.height, block.header.time_ns)
     governance.begin_block(state)
+    retention.begin_block(state)
     receipts: list[Receipt] = []
     for bundle in block.bundles:
         for body, transaction_id in zip(bundle.transactions, bundle.transaction_ids, strict=True):

@@ -277,6 +277,7 @@ class Replica:
             "floor": self.chain.floor,
             "snapshot_height": self._snapshots.written_height,
             "snapshot_fetch": self._snapshot_sync.document(),
+            "retired": self.state.retired_count,
             **{f"state_{name}": count for name, count in self.state.counts().items()},
         }
 

@@ -10,13 +10,15 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any, TypeVar
 
+from ledger.ages import Ages, oldest
 from ledger.block import FIRST_VERSION
 from ledger.contracts.entries import Entry, LinkWatch, Revocation
 from ledger.encoding import as_integer, pack, unpack_array
 from ledger.genesis import Genesis
-from ledger.merkle import Node, TrieProof, trie_prove, trie_root, trie_update
+from ledger.merkle import Node, TrieProof, trie_get, trie_prove, trie_root, trie_update
 from ledger.state_entries import (
     CHAIN_KEY,
+    KEY_ID_SIZE_BYTES,
     VERSIONS_KEY,
     DeviceState,
     KeyBlockState,
@@ -75,7 +77,8 @@ class State:
         self._saes: dict[str, SaeState] = {}
         self._devices: dict[str, DeviceState] = {}
         self._key_blocks: dict[tuple[str, int], KeyBlockState] = {}
-        self._deliveries: dict[bytes, bytes] = {}
+        self._deliveries = Ages(KEY_ID_SIZE_BYTES)
+        self.retired_count = 0  # key blocks and deliveries that left the state since this object began
         self._equivocations: dict[tuple[str, int], bytes] = {}
         self._entries: dict[type[Entry], dict[bytes, Entry]] = {}
         self._sorted_entries: dict[type[Entry], tuple[Entry, ...]] = {}
@@ -144,8 +147,9 @@ class State:
         return self._key_blocks.get((link_id, block_number))
 
     def delivery(self, key_id: bytes) -> tuple[int, bytes] | None:
-        """Return (height, transaction id) of a delivered key, or None."""
-        value = self._deliveries.get(key_id)
+        """Return (height, transaction id) of a delivered key, or None. Some 3 µs: deliveries are in the trie alone."""
+        key = delivery_key(key_id)
+        value = self._changes[key] if key in self._changes else trie_get(self._trie, key)
         if value is None:
             return None
         height, transaction_id = unpack_array(value, 2)
@@ -329,10 +333,24 @@ class State:
         self._changes[key_block_key(block.link_id, block.block_number)] = key_block_value(block)
 
     def put_delivery(self, key_id: bytes, transaction_id: bytes) -> None:
-        """Set a delivery's entry."""
+        """Set the entry of a delivery that the state does not have."""
         value = pack((self.height, transaction_id))
-        self._deliveries[key_id] = value
+        self._deliveries.add(self.height, key_id)
         self._changes[delivery_key(key_id)] = value
+
+    def retire(self, below_height: int, count_max: int) -> list[tuple[str, int]]:
+        """Remove the oldest key blocks and deliveries of heights below one, `count_max` of each but for whole heights.
+
+        Returns the names of those key blocks.
+        """
+        blocks = oldest(((block.height, name) for name, block in self._key_blocks.items()), below_height, count_max)
+        for link_id, block_number in blocks:
+            del self._key_blocks[link_id, block_number]
+            self._changes[key_block_key(link_id, block_number)] = None
+        key_ids = self._deliveries.take(below_height, count_max)
+        self._changes |= {delivery_key(key_id): None for key_id in key_ids}
+        self.retired_count += len(blocks) + len(key_ids)
+        return blocks
 
     def put_equivocation(self, node_id: str, height: int, transaction_id: bytes) -> None:
         """Set the entry of a proven equivocation."""
@@ -401,6 +419,8 @@ class State:
         self._nodes = {node.node_id: node for node in sorted(self._nodes.values(), key=lambda node: node.index)}
         self._links = _in_order(self._links, [link.link_id for link in genesis.links])
         self._saes = _in_order(self._saes, [sae.sae_id for sae in genesis.saes])
+        self._key_blocks = dict(sorted(self._key_blocks.items(), key=lambda item: item[1].height))
+        self._deliveries.sort()
         self._membership_changed, self.changed_nodes = False, []  # the entry `v` says what followed from it
 
 

@@ -14,6 +14,7 @@ from typing import Any, Final
 import aiohttp
 
 from ledger.transactions import KeyDelivered, encode
+from loadtest.clients.connections import Connections
 from loadtest.local import BenchFailed, awaited
 from loadtest.rest import unrest
 from qnode import cluster as clusters
@@ -49,11 +50,11 @@ class Figures:
         return sum(count for at_s, count in self.commits if begin_s < at_s <= end_s) / (end_s - begin_s)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Feeder:
     """An operator at one node, and what its records say: a link of the node, a block on it, two applications."""
 
-    session: aiohttp.ClientSession
+    session: Connections
     url: str
     node_id: str
     peer: str
@@ -77,7 +78,7 @@ class Feeder:
         records = [self.record() for _ in range(count)]
         encoded = [base64.b64encode(encode(record)).decode() for record in records]
         try:
-            async with self.session.post(self.url, json={"transactions": encoded, "until": "committed"}) as response:
+            async with self.session.post(self.url, {"transactions": encoded, "until": "committed"}) as response:
                 answer: dict[str, Any] = await response.json()
         except (OSError, aiohttp.ClientError) as error:
             figures.failures.append(repr(error)[:200])
@@ -170,10 +171,10 @@ def make_feeders(cluster: Cluster, blocks: dict[str, int]) -> list[Feeder]:
     return feeders
 
 
-def _session(member: Member) -> aiohttp.ClientSession:
+def _session(member: Member) -> Connections:
     stem = member.directory / "clients"
     context = client_context(stem / "operator.crt", stem / "operator.key", member.settings.api.ca)
-    return aiohttp.ClientSession(connector=aiohttp.TCPConnector(ssl=context, limit=0))
+    return Connections(context=context)
 
 
 class Saturation:

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from loadtest import checks, disturbances
+from loadtest import checks, disturbances, governance
 from loadtest import ward as wards
 from loadtest.clients.applications import Applications, Traffic
 from loadtest.clients.records import RecordClients
@@ -238,9 +238,11 @@ async def _phases(case: _Case, scenario: Scenario, writer: ResultWriter, sampler
     if any(ward.base_shape().values()):
         await ward.operator.each(list(ward.node_ids), ward.push_shapes)
     blocks = await _settle(case, scenario, writer, tell)
+    await governance.put_in_force(ward.operator, ward.node_ids[0], scenario.policies)
     applications = Applications(ward, case.traffic, lambda: case.phase)
     records = RecordClients(ward, blocks, case.traffic, lambda: case.phase)
     ward.flood = records.flood
+    following = asyncio.ensure_future(records.follow()) if scenario.policies else None
     try:
         await _load(case, scenario, writer, sampler, applications, records, tell)
         if scenario.saturate_s:
@@ -253,6 +255,8 @@ async def _phases(case: _Case, scenario: Scenario, writer: ResultWriter, sampler
         await _check(case, scenario, writer, records)
         _enter(case, writer, "stop")
     finally:
+        if following is not None:
+            following.cancel()
         await applications.close()
         await records.close()
 

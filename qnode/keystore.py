@@ -190,11 +190,15 @@ class KeyStore:
 
     # ---- the pool of a link
 
-    def available_bytes(self, link_id: str, *, own: bool = True) -> int:
-        """Key that this node (own) or the peer may still start using on a link."""
+    def available_bytes(self, link_id: str, *, own: bool = True, counted: Callable[[int], bool] | None = None) -> int:
+        """Key that this node (own) or the peer may still start using on a link, in all blocks or those `counted`."""
         pool = self._pools[link_id]
         index = pool.own_half if own else 1 - pool.own_half
-        return sum(halves[index].available_bytes for halves in pool.blocks.values())
+        return sum(
+            halves[index].available_bytes
+            for number, halves in pool.blocks.items()
+            if counted is None or counted(number)
+        )
 
     def reserve(
         self, link_id: str, size_bytes: int, allowed: Callable[[int], bool] | None = None

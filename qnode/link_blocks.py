@@ -29,9 +29,10 @@ class LinkBlocks:
 
     @property
     def pool_bits(self) -> int:
-        """Key of this link that either end may still start using, in bits."""
-        keys = self._services.keys
-        return 8 * (keys.available_bytes(self._link_id) + keys.available_bytes(self._link_id, own=False))
+        """Key of this link that either end may still start using, and not only for a last while, in bits."""
+        keys, rules, link_id = self._services.keys, self._services.rules, self._link_id
+        lasts = (lambda number: rules.lasts(link_id, number)) if rules.have_lifetimes() else None
+        return 8 * sum(keys.available_bytes(link_id, own=own, counted=lasts) for own in (True, False))
 
     @property
     def pool_is_full(self) -> bool:

@@ -457,9 +457,11 @@ class Node:
         """The chain went on by a snapshot: key blocks recorded in what was not executed here become available."""
         self._context.height = height
         for link_id, block_number, _ in sorted(self._keys.pending_blocks()):
-            recorded = self.state.key_block(link_id, block_number)
+            link, recorded = self.state.link(link_id), self.state.key_block(link_id, block_number)
             if recorded is not None:
                 self._links[link_id].recorded(block_number, recorded.secret_bits)
+            elif link is not None and link.last_block_number == block_number:  # recorded, and gone by its age
+                self._links[link_id].recorded(block_number, 0)
         self._expire_pending(height)
         if self._devices is not None:
             self._devices.adopted()
@@ -615,7 +617,12 @@ class Node:
             "ledger": self._replica.status(),
             "links": [link.status() for link in self._links.values()],
             "chain_links": [
-                {"link_id": link.link_id, "alarmed": link.alarmed, "alarms_raised": link.alarms_raised}
+                {
+                    "link_id": link.link_id,
+                    "alarmed": link.alarmed,
+                    "alarms_raised": link.alarms_raised,
+                    "last_block_number": link.last_block_number,
+                }
                 for link in self.state.links()
             ],
             "devices_alarmed": self._devices.alarmed() if self._devices is not None else [],

@@ -97,9 +97,11 @@ class ChainRules:
     def is_block_allowed(self, master_sae: str, slave_sae: str, link_id: str, block_number: int, keys: int) -> bool:
         """Say whether so many keys of a pair may be taken from a block."""
         state = self._state()
-        block = state.key_block(link_id, block_number) if policies(state) else None
-        if block is None:
+        if not policies(state):
             return True
+        block = state.key_block(link_id, block_number)
+        if block is None:
+            return False  # it has left the state: the chain would refuse the delivery
         waiting = self._block_counts[link_id, block_number]
         return delivery_rules.block_fault(state, master_sae, slave_sae, block, waiting + keys, early=True) is None
 
@@ -157,12 +159,20 @@ class ChainRules:
             for policy in policies(self._state())
         )
 
+    def lasts(self, link_id: str, block_number: int) -> bool:
+        """Say whether key of a committed block need not be replaced yet, for its lifetime is far from its end."""
+        state = self._state()
+        link, block = state.link(link_id), state.key_block(link_id, block_number)
+        return link is not None and block is not None and not block_rules.is_fading(state, link, block)
+
     def stored_block_fault(self, link_id: str, block_number: int, now_ns: int) -> str | None:
         """Return why nothing of a committed block may ever be delivered, or None."""
         state = self._state()
         link, block = state.link(link_id), state.key_block(link_id, block_number)
-        if link is None or block is None:
+        if link is None:
             return None
+        if block is None:
+            return f"block {block_number} of {link_id} has left the chain's state"
         return (
             revocation.node_fault(state, link.transmitter, link.receiver)
             or revocation.block_fault(state, link_id, block_number)

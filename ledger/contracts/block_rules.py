@@ -121,6 +121,17 @@ def block_age_fault(
     return None
 
 
+def is_fading(state: State, link: LinkState, block: KeyBlockState) -> bool:
+    """Say whether a block is in the last quarter of its lifetime: time to make new key in its place."""
+    for rules in (policy.rules for policy in policies(state) if policy.selects_link(link)):
+        blocks, seconds = rules.get("lifetime.blocks"), rules.get("lifetime.seconds")
+        if blocks is not None and 4 * (state.height - block.height) > 3 * blocks:
+            return True
+        if seconds is not None and 4 * (state.time_ns - block.time_ns) > 3 * seconds * NS:
+            return True
+    return False
+
+
 def block_fault(state: State, link: LinkState, block: KeyBlockState, height: int, time_ns: int) -> str | None:
     """Return why no key of a recorded block may be delivered any more to anyone, or None."""
     for policy in policies(state):

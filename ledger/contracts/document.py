@@ -25,6 +25,8 @@ NAMES_MAX: Final = 64
 """Entries of one list: what needs more is better said by a pattern or by a second policy."""
 HEIGHTS_MAX: Final = 1 << 40
 DOCUMENTS_CACHED: Final = 128
+RETENTION_LIFETIMES_MIN: Final = 2
+"""A key may be delivered until its block's lifetime ends, and its proof names that block."""
 
 
 class PolicyError(ValueError):
@@ -59,6 +61,7 @@ RULES: Final[dict[str, _Rule]] = {
     "key_block.pulses_min": _COUNT,
     "lifetime.blocks": _HEIGHTS,
     "lifetime.seconds": _Rule("number", 1, 10**10),
+    "retention.blocks": _HEIGHTS,
     "delivery.quota_keys": _COUNT,
     "delivery.quota_window_blocks": _HEIGHTS,
     "delivery.block_uses_max": _COUNT,
@@ -79,6 +82,7 @@ _TOGETHER: Final = (
     ("suspension.window_blocks", "suspension.aborts"),
     ("suspension.clean_blocks", "suspension.aborts"),
     ("delivery.quota_window_blocks", "delivery.quota_keys"),
+    ("retention.blocks", "lifetime.blocks"),
 )
 
 
@@ -102,10 +106,23 @@ class PolicyDocument:
         for one, other in _TOGETHER:
             if one in given and other not in given:
                 raise PolicyError(f"{one} needs {other} as well")
+        self._check_retention()
         if not self.predicates and all(rule.startswith("select.") for rule in given):
             raise PolicyError(f"it rules nothing; the rules are {', '.join(RULES)} and [[predicate]]")
         if len(self.predicates) > PREDICATES_MAX:
             raise PolicyError(f"predicate: at most {PREDICATES_MAX}")
+
+    def _check_retention(self) -> None:
+        kept, lifetime = self.value("retention.blocks"), self.value("lifetime.blocks")
+        if kept is None:
+            return
+        if any(rule.startswith("select.") for rule, _ in self.values):
+            raise PolicyError("retention.blocks is for the whole chain: put it into a policy without [select]")
+        if kept < RETENTION_LIFETIMES_MIN * lifetime:
+            raise PolicyError(
+                f"retention.blocks is {kept}; it must be {RETENTION_LIFETIMES_MIN} lifetimes "
+                f"({RETENTION_LIFETIMES_MIN * lifetime}) at least, so that the latest delivery is kept for one"
+            )
 
     def value(self, rule: str) -> Any:
         """Return a rule's stored value, or None."""

@@ -15,6 +15,7 @@ from typing import Any, Final
 import aiohttp
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
+from loadtest.clients.connections import Connections
 from loadtest.measure.histograms import LatencyBook, LatencyWindows
 from loadtest.scenarios.model import Client
 from loadtest.ward import Ward
@@ -63,23 +64,20 @@ class Traffic:
 
 
 class Applications:
-    """All applications of a ward; requests of one application share a keep-alive connection."""
+    """All applications of a ward; requests of one application share keep-alive connections."""
 
     def __init__(self, ward: Ward, traffic: Traffic, phase: Callable[[], str]) -> None:
         self._ward = ward
         self._traffic = traffic
         self._phase = phase
         self._contexts: dict[str, ssl.SSLContext] = {}
-        connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=120.0)
-        self._session = aiohttp.ClientSession(
-            connector=connector, timeout=aiohttp.ClientTimeout(total=ANSWER_TIMEOUT_S)
-        )
+        self._connections = Connections(ANSWER_TIMEOUT_S)
         links = ward.laid.topology.links
         self._neighbours = [(link.transmitter, link.receiver) for link in links]
 
     async def close(self) -> None:
         """Close the connections."""
-        await self._session.close()
+        await self._connections.close()
 
     async def key(self, client: Client, due_ns: int) -> None:
         """One key: asked for by the master, fetched by the slave, the same at both."""
@@ -154,7 +152,7 @@ class Applications:
     async def _post(self, node_id: str, sae: str, path: str, document: dict[str, Any]) -> dict[str, Any]:
         url = f"{self._ward.operator.url(node_id)}/api/v1/keys/{path}"
         try:
-            async with self._session.post(url, json=document, ssl=self._context(sae)) as response:
+            async with self._connections.post(url, document, self._context(sae)) as response:
                 answer = json.loads(await response.read())
         except (OSError, aiohttp.ClientError, TimeoutError, ValueError) as error:
             raise _Refused(f"{node_id}: {str(error) or type(error).__name__}") from None

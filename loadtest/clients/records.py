@@ -5,6 +5,7 @@ node has executed the block with it.
 """
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Callable
 from typing import Final
@@ -13,10 +14,11 @@ from loadtest import ledger_load
 from loadtest.clients.applications import Traffic
 from loadtest.ledger_load import Feeder, Figures, Saturation
 from loadtest.scenarios.model import Client
-from loadtest.ward import Ward
+from loadtest.ward import NodeSilent, Ward
 
 FLOOD_BUNDLE: Final = 100
 """Records of one submission of a flood."""
+FOLLOWED_EVERY_S: Final = 5.0
 SATURATING_NODES_MAX: Final = 8
 """Nodes that are fed at saturation, two bundles of 1,000 records each: what a block takes, and the next one."""
 
@@ -35,6 +37,20 @@ class RecordClients:
         """Close the connections."""
         for feeder in self._feeders.values():
             await feeder.session.close()
+
+    async def follow(self) -> None:
+        """Let records name blocks of key that are not too old, until cancelled: policies may end a block's life.
+
+        What one look finds is used from the next on: by then every node has it.
+        """
+        node_id, found = self._ward.node_ids[0], dict[str, int]()
+        while True:
+            for feeder in self._feeders.values():
+                feeder.block_number = found.get(feeder.link_id, feeder.block_number)
+            with contextlib.suppress(NodeSilent):
+                links = (await self._ward.operator.status(node_id))["chain_links"]
+                found = {link["link_id"]: link["last_block_number"] for link in links}
+            await asyncio.sleep(FOLLOWED_EVERY_S)
 
     async def record(self, client: Client, due_ns: int) -> None:
         """One record, at a node drawn by the seed, until it is committed."""

@@ -59,9 +59,9 @@ def link_samples(status: Mapping[str, Any], time_s: float, case: int) -> list[Li
 
 
 def records_executed(status: Mapping[str, Any]) -> int:
-    """Return how many records of key blocks and deliveries a node's state holds."""
+    """Return how many records of key blocks and deliveries a node's state holds, or held since the node began."""
     ledger = _table(status, "ledger")
-    return (_count(ledger, "state_key_blocks") or 0) + (_count(ledger, "state_deliveries") or 0)
+    return sum(_count(ledger, name) or 0 for name in ("state_key_blocks", "state_deliveries", "retired"))
 
 
 def _links(status: Mapping[str, Any]) -> list[Mapping[str, Any]]:

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Final, Literal
 import msgspec
 from msgspec import Meta
 
+from ledger.contracts.document import PolicyError, policy_from_document
 from protocol.quantum.eavesdropper import eavesdropper_kinds
 
 NODES_MAX: Final = 1000
@@ -156,6 +157,7 @@ class Scenario(Record, frozen=True, kw_only=True):
     saturate_s: Seconds = 0.0  # afterwards, as many records as the chain takes
     drain_s: Seconds = 60.0  # at most, until all nodes agree again
     network: Network = Network()
+    policies: Annotated[tuple[dict[str, Any], ...], Meta(max_length=8)] = ()  # of key, in force before the warm-up
     clients: tuple[Client, ...] = ()
     faults: tuple[Fault, ...] = ()
     attacks: tuple[Attack, ...] = ()
@@ -170,6 +172,11 @@ class Scenario(Record, frozen=True, kw_only=True):
             raise ValueError(f"nodes × loads × repetitions make {cases} cases; at most {CASES_MAX}")
         if len({size.from_nodes for size in self.sizes}) < len(self.sizes):
             raise ValueError("two [[sizes]] tables have the same from_nodes; merge them")
+        for at, policy in enumerate(self.policies):
+            try:
+                policy_from_document(policy)
+            except PolicyError as error:
+                raise ValueError(f"policies[{at}]: {error}") from None
         liars = max((a.count for a in self.attacks if a.kind == "equivocation"), default=0)
         validators = min(self.network.validators, min(self.nodes))
         if 3 * liars >= validators and liars:

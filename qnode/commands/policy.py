@@ -21,8 +21,9 @@ if TYPE_CHECKING:
 def policy() -> None:
     """Rules for keys that the chain enforces: quality, lifetime, quotas, who with whom, over which nodes.
 
-    FILE is a TOML or JSON file, or the name of one that ships with qnode (baseline, hospital, sensors, separation). A
-    policy is in force when a quorum of the validators has approved its proposal: `qnode governance approve`.
+    FILE is a TOML or JSON file, or the name of one that ships with qnode (baseline, hospital, long-running, sensors,
+    separation). A policy is in force when a quorum of the validators has approved its proposal: `qnode governance
+    approve`.
 
     \b
     Examples:

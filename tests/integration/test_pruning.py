@@ -54,7 +54,7 @@ def grow(cluster: Cluster, blocks: int) -> None:
         height = 0
         while height < goal:
             document = {"transactions": [record], "until": "committed"}
-            async with feeders[0].session.post(feeders[0].url, json=document) as response:
+            async with feeders[0].session.post(feeders[0].url, document) as response:
                 answer = await response.json()
             assert answer["ok"], answer
             height = answer["height"]

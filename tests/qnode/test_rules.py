@@ -23,6 +23,7 @@ from qnode.inputs import (
     DocumentAnswer,
     GetKeys,
     GetKeysWithIds,
+    GetProof,
     GetStatus,
     KeysAnswer,
     RequestError,
@@ -174,3 +175,26 @@ def test_repeated_aborts_suspend_a_link_and_clean_blocks_lift_it(net: Cluster) -
     assert net.link_status(link.transmitter, link_id)["suspended_by"] == "test"
     net.answer(link.transmitter, SetAttack(link_id, None))
     assert net.run(lambda: not suspended_links(state), 120)
+
+
+@pytest.mark.slow
+def test_old_key_leaves_node_and_state_and_new_key_is_there_before(net: Cluster) -> None:
+    """With retention the chain forgets what nobody may have any more; applications notice nothing (SPEC 9.11)."""
+    early = fetch(net, slave="sae-2")
+    assert isinstance(early, KeysAnswer)
+    decide(net, policy(lifetime={"blocks": 60}, retention={"blocks": 120}))
+    first, nodes = net.nodes()[0].state.height, net.nodes()
+    known = set(nodes[0]._keys.available_blocks())
+    key_id, served = uuid.UUID(early.keys[0].key_id).bytes, 0
+    while nodes[0].state.height < first + 220:
+        assert isinstance(fetch(net, slave="sae-2"), KeysAnswer), "there is always younger key before the old one ends"
+        served += 1
+        net.run(lambda: False, 1)
+    assert not known & set(nodes[0]._keys.available_blocks()), "what was too old is destroyed"
+    for node in nodes:
+        assert node.state.delivery(key_id) is None and all(node.state.key_block(*name) is None for name in known)
+        assert all(node.state.key_block(*name) is not None for name in node._keys.available_blocks())
+        assert node.state.counts()["deliveries"] < served + 1
+        assert node._replica.status()["retired"] >= served + 1 - node.state.counts()["deliveries"]
+    answer = net.answer("node-1", GetProof(early.keys[0].key_id))
+    assert refused(answer, 404, "older than the 120 heights of the retention policy")

@@ -24,7 +24,7 @@ def invoke(*arguments: str) -> Result:
 
 
 def test_examples_ship() -> None:
-    assert SHIPPED == ["baseline", "hospital", "sensors", "separation"]
+    assert SHIPPED == ["baseline", "hospital", "long-running", "sensors", "separation"]
 
 
 @pytest.mark.parametrize("name", SHIPPED)
@@ -62,5 +62,5 @@ def test_bad_files_say_what_to_do(tmp_path: Path, text: str, message: str) -> No
 
 
 def test_a_missing_file_names_those_that_ship() -> None:
-    with pytest.raises(SettingsError, match="baseline, hospital, sensors, separation"):
+    with pytest.raises(SettingsError, match="baseline, hospital, long-running, sensors, separation"):
         read_policy("nothing")
