@@ -3,7 +3,10 @@
 import random
 from pathlib import Path
 
-from loadtest.measure.growth import growth, growth_allowed, series_trend
+import msgspec
+import pytest
+
+from loadtest.measure.growth import WATCHED, growth, growth_allowed, series_trend
 from loadtest.measure.histograms import LatencyWindows
 from loadtest.report.report import Report
 from loadtest.results.reader import Result
@@ -65,3 +68,31 @@ def test_latencies_that_creep_up_grow_and_steady_ones_do_not(tmp_path: Path) -> 
     grown = {name for name, each in found.items() if each.grows_beyond(growth_allowed(name))}
     assert grown == {"latency of commit, median, ms", "latency of commit, p95, ms"}
     assert "latency of key, median, ms" in found
+
+
+def soak(rate_mib_per_h: float, files_per_h: float, seed: int) -> list[NodeSample]:
+    """Half an hour of eight nodes as a soak under retention shows them: a saw of old entries, and sessions."""
+    chance = random.Random(seed)
+    samples = []
+    for second in range(1800):
+        node, hours = second % 8, second / 3600
+        saw_mib = 1.5 * ((second + 7 * node) % 60) / 60
+        session_mib = chance.choice((0.0, 0.0, 0.0, 3.0))
+        mib = 35.0 + 0.2 * node + saw_mib + session_mib + rate_mib_per_h * hours
+        files = 34 + chance.choice((0, 0, 1, 2)) + int(files_per_h * hours)
+        found = sample(float(second), node, mib)
+        samples.append(msgspec.structs.replace(found, open_files=files))
+    return samples
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_the_saw_of_retention_is_steady_and_a_leak_in_it_is_found(seed: int) -> None:
+    def grown(rate_mib_per_h: float, files_per_h: float) -> set[str]:
+        samples = soak(rate_mib_per_h, files_per_h, seed)
+        found = {name: series_trend(samples, pick) for name, pick in WATCHED.items()}
+        return {name for name, each in found.items() if each is not None and each.grows_beyond(growth_allowed(name))}
+
+    assert grown(0, 0) == set()
+    # twenty records a second of 25 bytes that nothing ever takes away, or one descriptor in fifteen minutes
+    assert grown(20 * 25 * 3600 / 2**20, 0) == {"memory (PSS), MiB"}
+    assert grown(0, 4) == {"open descriptors"}
