@@ -127,10 +127,13 @@ class ChainRules:
             self._count(mine, -1)
 
     def adopted(self) -> None:
-        """The chain went on by a snapshot: what it knows of these deliveries counts there."""
+        """The chain went on by a snapshot: what it knows of these deliveries counts there, or is too old to count."""
         state = self._state()
-        for key_id in [key_id for key_id in self._unrecorded if state.delivery(key_id) is not None]:
-            self._count(self._unrecorded.pop(key_id), -1)
+        for key_id, record in list(self._unrecorded.items()):
+            gone = any(state.key_block(hop[0], hop[1]) is None for hop in record.hops)
+            if gone or state.delivery(key_id) is not None:
+                del self._unrecorded[key_id]
+                self._count(record, -1)
 
     def _count(self, record: KeyDelivered, keys: int) -> None:
         pair = (record.master_sae, record.slave_sae)

@@ -31,6 +31,9 @@ from qnode.inputs import (
     StatusAnswer,
     SubmitTransactions,
 )
+from qnode.rules import ChainRules
+from tests.ledger.cluster import make_key_block
+from tests.ledger.test_execution import Table, delivered
 from tests.qnode.test_cluster import made
 from tests.qnode.virtual import Cluster, node_name, ring
 
@@ -198,3 +201,17 @@ def test_old_key_leaves_node_and_state_and_new_key_is_there_before(net: Cluster)
         assert node._replica.status()["retired"] >= served + 1 - node.state.counts()["deliveries"]
     answer = net.answer("node-1", GetProof(early.keys[0].key_id))
     assert refused(answer, 404, "older than the 120 heights of the retention policy")
+
+
+def test_what_a_snapshot_shows_as_gone_is_not_waited_for() -> None:
+    table = Table()
+    table.run("alpha", make_key_block(table.genesis, 1))
+    rules = ChainRules(lambda: table.state)
+    kept, gone = (delivered(("alpha", "beta"), (("alpha-beta", block, 0, 256),), block) for block in (1, 0))
+    for record in (kept, gone):
+        rules.delivered(record)
+    rules.adopted()
+    assert list(rules._unrecorded) == [kept.key_id]
+    table.run("alpha", kept)
+    rules.adopted()
+    assert not rules._unrecorded and not rules._pair_counts and not rules._block_counts
