@@ -5,6 +5,7 @@ and reads the present height's `consensus` through it, which changes with every 
 """
 
 import random
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -222,3 +223,10 @@ class Core:
         """Erase what was kept for the height that is being committed."""
         self.outputs += [Erase(table, key) for table, key in self.height_keys]
         self.height_keys = []
+
+    def store_set_changes(self, stored: Mapping[bytes, bytes]) -> None:
+        """Keep the changes of the validator set that the chain has learned of, unless they are `stored` already."""
+        for key, row in self.chain.new_set_changes:
+            if stored.get(key) != row:
+                self.store(SET_CHANGE_TABLE, key, row)
+        self.chain.new_set_changes = []

@@ -7,7 +7,7 @@ is called in for good.
 import secrets
 from typing import Any
 
-import ledger.replica
+import ledger.speaker
 import qnode.node
 from ledger.guard import Guard
 from ledger.inputs import Input
@@ -46,7 +46,7 @@ class EquivocatingReplica(Replica):
         """Do what an honest replica does, and contradict it."""
         outputs: list[Output] = list(super().step(now_ns, happened))
         peers = dict.fromkeys(each.peer for each in outputs if isinstance(each, SendMessage) and each.urgent)
-        unsaid: list[Statement] = getattr(self._guard, "unsaid", [])
+        unsaid: list[Statement] = getattr(self._speaker.guard, "unsaid", [])
         if peers and unsaid:
             payloads = [encode(StatementMessage(statement)) for statement in unsaid]
             unsaid.clear()
@@ -56,7 +56,7 @@ class EquivocatingReplica(Replica):
 
 def take_over() -> None:
     """Make every replica of this process lie."""
-    replica: Any = ledger.replica
+    speaker: Any = ledger.speaker
     node: Any = qnode.node
-    replica.Guard = TwoTonguedGuard
+    speaker.Guard = TwoTonguedGuard
     node.Replica = EquivocatingReplica

@@ -4,7 +4,7 @@ from collections import Counter
 
 import pytest
 
-import ledger.replica
+import ledger.reception
 from ledger.genesis import Genesis
 from ledger.inputs import MessageReceived, PeerDown, TransactionsSubmitted
 from ledger.mempool import MempoolSettings
@@ -159,13 +159,13 @@ def test_a_decision_that_many_tell_is_read_once(net: Net, monkeypatch: pytest.Mo
     sent = [output for _, output in net.outputs if isinstance(output, SendMessage) and _is_decision(output.payload)]
     payload, receiver = sent[0].payload, sent[0].peer
     read: list[bytes] = []
-    real = ledger.replica.decode
+    real = ledger.reception.decode
 
     def counted(data: bytes) -> object:
         read.append(data)
         return real(data)
 
-    monkeypatch.setattr(ledger.replica, "decode", counted)
+    monkeypatch.setattr(ledger.reception, "decode", counted)
     for name in NAMES:
         if name != receiver:
             net.give(receiver, MessageReceived(name, payload))

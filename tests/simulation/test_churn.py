@@ -6,6 +6,7 @@ from unittest.mock import patch
 
 import pytest
 
+import ledger.replica
 from ledger import restoration
 from ledger.chain import Chain
 from ledger.consensus import Consensus
@@ -14,9 +15,9 @@ from ledger.contracts.entries import Proposal
 from ledger.contracts.membership import SetValidator
 from ledger.encoding import digest
 from ledger.execution import Receipt
+from ledger.heights import Heights
 from ledger.identity import OwnKeys
 from ledger.light import LightClient
-from ledger.replica import Replica
 from ledger.signatures import Signer
 from ledger.state import State
 from ledger.transactions import GovernanceApproved, GovernanceProposed, KeyRotated, encode, transaction_id
@@ -98,14 +99,15 @@ def test_the_plain_account_of_members_counts_as_the_rules_say() -> None:
 
 
 def test_a_set_that_counts_a_height_early_at_one_node_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Hasty(Replica):
-        def _new_consensus(self) -> Consensus:
-            if self.node_id != "n001":
-                return super()._new_consensus()
-            with patch.object(self.state, "validators", self.state.validators_after):
-                return super()._new_consensus()
+    class Hasty(Heights):
+        def _consensus(self) -> Consensus:
+            state = self._core.state
+            if self._core.node_id != "n001":
+                return super()._consensus()
+            with patch.object(state, "validators", state.validators_after):
+                return super()._consensus()
 
-    monkeypatch.setattr(simulated_world, "Replica", Hasty)
+    monkeypatch.setattr(ledger.replica, "Heights", Hasty)
     assert "invariant 11" in violation_of(calm)
 
 

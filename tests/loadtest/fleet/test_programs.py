@@ -11,10 +11,10 @@ from ledger.guard import Record
 from ledger.validators import Validators
 from ledger.votes import FRESH, NO_DIGEST, Kind
 from loadtest.fleet import equivocator
-import ledger.replica, qnode.node
+import ledger.speaker, qnode.node
 
 equivocator.take_over()
-assert ledger.replica.Guard is equivocator.TwoTonguedGuard and qnode.node.Replica is equivocator.EquivocatingReplica
+assert ledger.speaker.Guard is equivocator.TwoTonguedGuard and qnode.node.Replica is equivocator.EquivocatingReplica
 
 
 class Signer:
