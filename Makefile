@@ -20,7 +20,7 @@ $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 
 # What the daemon needs, and the package itself (its C kernels where there is a compiler, their twins elsewhere).
-$(VENV)/.runtime: requirements.lock pyproject.toml setup.py protocol/kernels/sources.py $(wildcard protocol/kernels/*.c protocol/kernels/*.h) | $(VENV)/bin/python
+$(VENV)/.runtime: requirements.lock pyproject.toml setup.py protocol/kernels/sources.py $(wildcard protocol/kernels/*.c protocol/kernels/*.h) loadtest/fleet/_pages.c | $(VENV)/bin/python
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-build-isolation --no-deps --editable .
 	@touch $@

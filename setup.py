@@ -1,4 +1,4 @@
-"""Builds the optional C kernels; every setting of the package itself is in pyproject.toml.
+"""Builds the optional C parts, kernels and the fleet's pages; every setting of the package is in pyproject.toml.
 
 A kernel that cannot be compiled is left out: its numpy twin serves, and `qnode version` says so.
 """
@@ -7,7 +7,7 @@ import importlib.util
 import pathlib
 import sys
 
-from setuptools import setup
+from setuptools import Extension, setup
 
 try:
     from cffi import FFI
@@ -42,4 +42,12 @@ def extensions() -> list:
     return found
 
 
-setup(ext_modules=extensions())
+def pages() -> list:
+    """Return what lets nodes of a fleet share memory again; it asks Linux for it."""
+    if not sys.platform.startswith("linux"):
+        return []
+    source = pathlib.Path("loadtest", "fleet", "_pages.c")
+    return [Extension("loadtest.fleet._pages", [str(source)], optional=True, extra_compile_args=["-O2", "-std=gnu11"])]
+
+
+setup(ext_modules=extensions() + pages())

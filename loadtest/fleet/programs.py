@@ -13,6 +13,7 @@ from typing import Any, Final
 
 import nacl.utils
 
+from loadtest.fleet import pages
 from qnode import daemon
 from qnode.settings import NodeSettings
 
@@ -21,8 +22,13 @@ Program = Callable[[NodeSettings, daemon.Log, Callable[[dict[str, Any]], None]],
 
 def honest(settings: NodeSettings, log: daemon.Log, ready: Callable[[dict[str, Any]], None]) -> None:
     """Run the daemon as it is."""
+
+    def up(said: dict[str, Any]) -> None:
+        pages.keep_giving_back()
+        ready(said)
+
     gc.enable()
-    daemon.run(settings, log, ready)
+    daemon.run(settings, log, up)
 
 
 def equivocate(settings: NodeSettings, log: daemon.Log, ready: Callable[[dict[str, Any]], None]) -> None:

@@ -25,7 +25,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final, NoReturn
 
-from loadtest.fleet import packing
+from loadtest.fleet import packing, pages
 
 PACKET_SIZE_BYTES_MAX: Final = 65_536
 REASON_LENGTH_MAX: Final = 2_000  # of a node that cannot start; its log has the rest
@@ -205,6 +205,7 @@ def prepare() -> None:
     gc.disable()  # `qnode.daemon` sets its own thresholds; see there
     packing.fill_holes()
     gc.freeze()
+    pages.share()
 
 
 def _import() -> Callable[[], None]:
