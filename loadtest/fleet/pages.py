@@ -6,6 +6,7 @@ handshake, a session) stays shared. Nothing else changes; without the compiled m
 """
 
 import asyncio
+import contextlib
 import random
 from collections.abc import Iterator
 from pathlib import Path
@@ -26,7 +27,10 @@ ARENA_SIZE_BYTES: Final = 1 << 20
 
 def share() -> int:
     """Keep the memory of this process, of which nodes will be forked, for comparison; return its size in bytes."""
-    return 0 if _pages is None else _pages.share(list(_ranges()))
+    if _pages is not None:
+        with contextlib.suppress(OSError):  # a sandbox without files in memory: nodes keep their copies
+            return _pages.share(list(_ranges()))
+    return 0
 
 
 def _ranges() -> Iterator[tuple[int, int]]:

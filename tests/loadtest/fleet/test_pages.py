@@ -4,6 +4,7 @@ import asyncio
 import json
 import subprocess
 import sys
+import types
 from typing import Any
 
 import pytest
@@ -126,3 +127,11 @@ async def test_without_the_module_nodes_keep_their_pages(monkeypatch: pytest.Mon
     loop = asyncio.get_running_loop()
     monkeypatch.setattr(loop, "call_later", lambda *_: pytest.fail("there is nothing to give back"))
     pages.keep_giving_back()
+
+
+def test_a_system_without_files_in_memory_runs_nodes_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(ranges: list[tuple[int, int]]) -> int:
+        raise PermissionError(1, "memfd_create")
+
+    monkeypatch.setattr(pages, "_pages", types.SimpleNamespace(share=refuse))
+    assert pages.share() == 0
