@@ -18,7 +18,7 @@ from loadtest.ward import NodeSilent, Ward
 
 FLOOD_BUNDLE: Final = 100
 """Records of one submission of a flood."""
-FOLLOWED_EVERY_S: Final = 5.0
+FOLLOWED_EVERY_S: Final = 2.0
 SATURATING_NODES_MAX: Final = 8
 """Nodes that are fed at saturation, two bundles of 1,000 records each: what a block takes, and the next one."""
 
