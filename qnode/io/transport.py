@@ -367,7 +367,10 @@ def listening_place(host: str, port: int) -> dict[str, Any]:
         version = ipaddress.ip_address(host).version
     except ValueError:
         return {"host": host, "port": port}
-    return {"sock": socket.create_server((host, port), family=socket.AF_INET6 if version == 6 else socket.AF_INET)}
+    family = socket.AF_INET6 if version == 6 else socket.AF_INET
+    bound = socket.create_server((host, port), family=family)
+    # asyncio sends small frames at once (TCP_NODELAY) only where the socket names its protocol.
+    return {"sock": socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP, bound.detach())}
 
 
 def listen_failure(error: OSError, host: str, port: int, table: str) -> str:

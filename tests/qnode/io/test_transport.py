@@ -508,3 +508,25 @@ def test_a_number_is_bound_without_being_looked_up(host: str, family: socket.Add
 
 def test_a_name_is_left_to_the_event_loop() -> None:
     assert listening_place("localhost", 7) == {"host": "localhost", "port": 7}
+
+
+@pytest.mark.parametrize("new_event_loop", [asyncio.new_event_loop, uvloop.new_event_loop])
+def test_who_dials_a_bound_number_gets_small_frames_at_once(
+    new_event_loop: Callable[[], asyncio.AbstractEventLoop],
+) -> None:
+    class Accepted(asyncio.Protocol):
+        def connection_made(self, transport: asyncio.BaseTransport) -> None:
+            told.set_result(transport.get_extra_info("socket").getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY))
+
+    async def dial() -> int:
+        loop = asyncio.get_running_loop()
+        async with await loop.create_server(Accepted, **listening_place("127.0.0.1", 0)) as server:
+            transport, _ = await loop.create_connection(asyncio.Protocol, *server.sockets[0].getsockname())
+            try:
+                return await asyncio.wait_for(told, TIMEOUT_S)
+            finally:
+                transport.close()
+
+    with asyncio.Runner(loop_factory=new_event_loop) as runner:
+        told: asyncio.Future[int] = runner.get_loop().create_future()
+        assert runner.run(dial()) != 0
