@@ -160,6 +160,7 @@ class Sampler:
 
     async def _look_around(self) -> None:
         self._loop, self._task = asyncio.get_running_loop(), asyncio.current_task()
+        self._loop.set_exception_handler(_about_connections)
         self._begun.set()
         begun_s, cpu_begun_s = time.monotonic(), time.thread_time()
         limits = aiohttp.TCPConnector(ssl=self._context, limit=0, keepalive_timeout=300.0)
@@ -209,6 +210,15 @@ class Sampler:
             gained = max(0, records - self._records)
             self._commits.append(Commit(time_s=time_s, case=self._case, height=sample.height, transactions=gained))
             self._height, self._records = sample.height, max(records, self._records)
+
+
+def _about_connections(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    """Leave out what the event loop says of connections given up for their node's silence, which is counted already.
+
+    uvloop tells of each handshake that is cut off, with a traceback: hundreds where hundreds of nodes answer late.
+    """
+    if not (isinstance(context.get("exception"), RuntimeError | OSError) and "transport" in context):
+        loop.default_exception_handler(context)
 
 
 def _drained(queue: deque[T]) -> list[T]:
