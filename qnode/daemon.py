@@ -30,7 +30,7 @@ from qnode.api.etsi014 import Etsi014
 from qnode.api.server import ApiServer
 from qnode.api.shaping import ShapingAdmin
 from qnode.assembly import node_setup
-from qnode.devices import DevicePlane
+from qnode.device_plane import DevicePlane
 from qnode.driver import Driver, Stopped, TooManyRequests
 from qnode.inputs import Answer, DocumentAnswer, GetNodeStatus, Request, RequestError
 from qnode.io import certificates, configuration

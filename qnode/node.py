@@ -34,7 +34,8 @@ from protocol.parameters import ParameterError
 from qnode import wire
 from qnode.context import Context
 from qnode.delivery import Delivery, DeliveryLimits
-from qnode.devices import DevicePlane, Devices
+from qnode.device_plane import DevicePlane
+from qnode.devices import Devices
 from qnode.effects import Delete, Disconnect, Effect, Put, Respond, SendTo, TrafficClass
 from qnode.gathering import Gathering
 from qnode.identity import PresentSigner, RotationImpossible, grace_ends, make_rotation, peer_keys

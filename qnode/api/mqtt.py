@@ -18,8 +18,8 @@ from protocol.quantum.link import LinkParameters
 from qnode.device.dialling import RECONNECT_S, Dialler
 from qnode.device.kem import MlKem768
 from qnode.device.process import end_task
+from qnode.device_plane import DevicePlane
 from qnode.device_readings import Retention
-from qnode.devices import DevicePlane
 from qnode.inputs import Answer, DeviceFrame, DeviceReply, Request, RequestError
 from qnode.settings import NAME_PATTERN, DeviceSettings, SettingsError
 

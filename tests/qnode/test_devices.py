@@ -23,7 +23,8 @@ from protocol.lightweight.length import DevicePolicy
 from protocol.records import encode_record
 from qnode.device.agent import Agent, DeviceState
 from qnode.device.energy import Battery, Profile
-from qnode.devices import DevicePlane, Devices
+from qnode.device_plane import DevicePlane
+from qnode.devices import Devices
 from qnode.inputs import (
     DeviceFrame,
     DeviceReply,
