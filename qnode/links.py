@@ -87,8 +87,9 @@ class Link:
         """The session under way."""
         self._given_up: LinkSession | None = None  # the one before it, as long as a job of it may run
         spread_ns = configuration.start_spread_ns
-        self._next_start_ns = services.context.now_ns + int(spread_ns * services.context.jitter.random())
-        self._started_ns = 0  # when this end last began a session
+        self._rests_until_ns = services.context.now_ns + int(spread_ns * services.context.jitter.random())
+        self._probe_due_ns = 0
+        self._is_full = False  # the pool, when it was last looked at
         self._failures = 0
 
     # ---- what happens
@@ -97,14 +98,18 @@ class Link:
         """Give up a session that takes too long; start the next one when it is due."""
         if self.session is not None:
             self.session.give_up_when_late()
-        elif self._is_free() and self._services.context.now_ns >= self._next_start_ns:
+        elif self._is_free() and self._services.context.now_ns >= self._due_ns:
             self._start()
 
     def next_deadline_ns(self) -> int | None:
         """When `tick` must be called next."""
         if self.session is not None:
             return None if self.session.is_busy else self.session.deadline_ns  # a job's end is a step of its own
-        return self._next_start_ns if self._is_free() else None
+        return self._due_ns if self._is_free() else None
+
+    def look_at_pool(self) -> None:
+        """Notice what was taken from the pool, or has faded in it, and what came in."""
+        self._is_full = self._blocks.pool_is_full
 
     def peer_lost(self) -> None:
         """The neighbour is gone: a session under way ends."""
@@ -152,8 +157,7 @@ class Link:
         figures.secret_bits += secret_bits
         figures.first_block_ns = figures.first_block_ns or now_ns
         figures.last_block_ns = now_ns
-        if self._is_full:  # the session that filled the pool has measured the error rate too
-            self._next_start_ns = max(self._next_start_ns, self._started_ns + self._configuration.probe_interval_ns)
+        self.look_at_pool()
 
     def refused_by_chain(self, record: KeyBlockRecorded, reason: str) -> None:
         """The chain refused a record of this link."""
@@ -179,9 +183,14 @@ class Link:
         return self._services.is_alarmed(self.link_id)
 
     @property
-    def _is_full(self) -> bool:
+    def _only_probes(self) -> bool:
         """Whether the link has as much key as it may keep, and nothing but its error rate to find out."""
-        return self._blocks.pool_is_full and not self.is_alarmed
+        return self._is_full and not self.is_alarmed
+
+    @property
+    def _due_ns(self) -> int:
+        """When the next session starts; every session measures the error rate, and puts the next probe off."""
+        return max(self._rests_until_ns, self._probe_due_ns) if self._only_probes else self._rests_until_ns
 
     def _is_free(self) -> bool:
         """Whether only time keeps the next session from starting; all else that does ends with an input."""
@@ -199,16 +208,16 @@ class Link:
 
     def _start(self) -> None:
         """Alice: begin a session, or say why there can be none."""
+        self.look_at_pool()
         configuration, context, authentication = self._configuration, self._services.context, self.authentication
         if authentication.available_bytes < WINDOW_BYTES_MIN:
-            self._next_start_ns = context.now_ns + RETRY_MAX_NS
+            self._rests_until_ns = self._probe_due_ns = context.now_ns + RETRY_MAX_NS
             self.figures.last_abort = "authentication key exhausted: give the link a new pre-shared secret"
             context.log("error", "link stopped", link=self.link_id, reason=self.figures.last_abort)
             return
         number, nonce = authentication.last_block_number + 1, context.entropy.take(16)
         identity = session_id(self.link_id, number, nonce)
         loan = Loan(number, authentication.send.position, authentication.receive.position)
-        probe, self._started_ns = self._is_full, context.now_ns
         session = AliceSession(
             self._session_parameters(),
             self._transmitter,
@@ -219,10 +228,11 @@ class Link:
             pulse_count=configuration.block_pulses,
             expiry_height=context.height + RECORD_LIFETIME_HEIGHTS,
             top_up_bytes=authentication.top_up_bytes,
-            probe=probe,
+            probe=self._only_probes,
         )
         interval_ns = int(1e9 * configuration.block_pulses / configuration.parameters.source.pulse_rate_hz)
-        self._next_start_ns = context.now_ns + (configuration.probe_interval_ns if probe else interval_ns)
+        self._rests_until_ns = context.now_ns + interval_ns
+        self._probe_due_ns = context.now_ns + configuration.probe_interval_ns
         self._begin(session, nonce, loan).start()
 
     def _session_parameters(self) -> SessionParameters:
@@ -334,7 +344,7 @@ class Link:
             figures.attacked_aborts += 1
             self._raise_alarm(session.loan.block_number, aborted)
         jittered_ns = int(retry_ns * (0.75 + 0.5 * context.jitter.random()))
-        self._next_start_ns = max(self._next_start_ns, context.now_ns + jittered_ns)
+        self._rests_until_ns = max(self._rests_until_ns, context.now_ns + jittered_ns)
         context.log(
             "warning",
             "block aborted",
@@ -370,7 +380,7 @@ class Link:
             "suspended_by": self._services.rules.suspended_by(self.link_id),
             "attack": self.attack,
             "session_runs": self.session is not None,
-            "pool_full": self._is_full,
+            "pool_full": self._only_probes,
             "blocks": figures.blocks,
             "aborts": figures.aborts,
             "attacked_aborts": figures.attacked_aborts,

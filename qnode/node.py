@@ -295,6 +295,8 @@ class Node:
             if self._rules.have_lifetimes():
                 self._destroy_forbidden()
             self._submit_waiting()
+            for link in self._links.values():
+                link.look_at_pool()
 
     def _settle(self) -> None:
         """Hand records that came up in this step to the chain, until none is left."""

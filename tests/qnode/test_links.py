@@ -140,13 +140,29 @@ def test_a_pool_that_a_block_has_just_filled_is_left_in_peace() -> None:
     """The session that filled it has measured the error rate: the probe interval counts from it."""
     net = cluster(target_bits=1)
     assert net.run(blocks(net, 1), 20)
-    first = link_of(net, "node-1")._started_ns
+    link = link_of(net, "node-1")
+    due_ns = link._probe_due_ns
     assert net.run(lambda: not net.link_status("node-2", LINK)["session_runs"], 5)
     status = net.link_status("node-1", LINK)
     assert status["pool_full"] and not status["session_runs"]
     assert net.run(lambda: bool(net.link_status("node-1", LINK)["session_runs"]), 20)
+    assert link._services.context.now_ns >= due_ns
+
+
+def test_a_pool_that_was_drained_is_filled_without_waiting_for_the_next_probe() -> None:
+    net = cluster(target_bits=1)
+    for host in net.hosts.values():
+        assert host.node is not None
+        for each in host.node._links.values():
+            each._configuration = replace(each._configuration, probe_interval_ns=3_600_000_000_000)
+    assert net.run(lambda: all(bool(net.link_status(name, LINK)["pool_full"]) for name in net.hosts), 20)
+    net.run(lambda: False, 10)
     link = link_of(net, "node-1")
-    assert link._started_ns - first >= link._configuration.probe_interval_ns
+    before = link.figures.blocks
+    for node in net.nodes():
+        for link_id, number in node._keys.available_blocks():
+            node._keys.destroy_block(link_id, number)
+    assert net.run(lambda: link.figures.blocks > before, 5), "a second to notice, and a session"
 
 
 def test_sessions_that_are_over_hold_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -590,7 +606,7 @@ def test_first_sessions_begin_at_different_moments() -> None:
         assert host.node is not None
         for link in host.node._links.values():
             late = Link(replace(link._configuration, start_spread_ns=spread_ns), link._services, {})
-            wait_ns = late._next_start_ns - link._services.context.now_ns
+            wait_ns = late._rests_until_ns - link._services.context.now_ns
             assert 0 <= wait_ns <= spread_ns
             starts.add(wait_ns // 1_000_000_000)
     assert len(starts) > 4
