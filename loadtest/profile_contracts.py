@@ -16,9 +16,10 @@ from ledger.contracts.document import policy_from_document
 from ledger.contracts.policies import set_policy
 from ledger.execution import Rules, execute
 from ledger.genesis import Genesis, GenesisLink, GenesisNode, GenesisSae
-from ledger.signatures import Ed25519Signer, Ed25519Verifier
+from ledger.signatures import Ed25519Verifier
 from ledger.state import State
-from ledger.transactions import KeyBlockRecorded, KeyDelivered, Transaction, encode
+from ledger.transactions import KeyDelivered, Transaction, encode
+from loadtest.profile_records import key_block, signer_of
 
 RECORDS: Final = 2000
 ROUNDS: Final = 5
@@ -44,10 +45,6 @@ CASES: Final[dict[str, list[dict[str, Any]]]] = {
 """Name → the policies in force; all of them pass."""
 
 
-def _signer(name: str) -> Ed25519Signer:
-    return Ed25519Signer(hashlib.sha256(name.encode()).digest())
-
-
 class _Chain:
     """A state with a key block on each link, under the policies of one case."""
 
@@ -55,7 +52,7 @@ class _Chain:
         self._genesis = Genesis(
             chain_id="profile",
             time_ns=1,
-            nodes=tuple(GenesisNode(name, _signer(name).public_key) for name in _NODES),
+            nodes=tuple(GenesisNode(name, signer_of(name).public_key) for name in _NODES),
             links=tuple(GenesisLink(*link) for link in _LINKS),
             saes=tuple(GenesisSae(f"sae-{name}", name) for name in _NODES),
         )
@@ -63,18 +60,11 @@ class _Chain:
         self._sequences = dict.fromkeys(_NODES, 0)
         self._records = 0
         for link in _LINKS:
-            self.execute(link[1], [self._key_block(*link)])
+            self.execute(link[1], [key_block(self._genesis, *link)])
         self.state.begin(self.state.height + 1)
         for number, members in enumerate(policies):
             set_policy(self.state, policy_from_document({"name": f"policy-{number}", **members}))
         self.state.finish(bytes(32), bytes(32))
-
-    def _key_block(self, link_id: str, transmitter: str, receiver: str) -> KeyBlockRecorded:
-        sizes = (1_000_000, 20_000, 10_000, 1_000, 21_000, 1_600, 64, 256, 4_096, 33_219)
-        named = (link_id, 0, *sizes, "lim-2014", "cascade", bytes(32), 10**6)
-        unsigned = KeyBlockRecorded(*named, bytes(64), bytes(64))
-        message = unsigned.signing_bytes(self._genesis.chain_id, self._genesis.digest)
-        return KeyBlockRecorded(*named, _signer(transmitter).sign(message), _signer(receiver).sign(message))
 
     def delivery(self) -> KeyDelivered:
         """Return the record of another key, over two hops."""
@@ -87,7 +77,7 @@ class _Chain:
         """Execute a block of records; return the microseconds of processor time of each."""
         self._sequences[sender] += 1
         name = (self._genesis.chain_id, self._genesis.digest, sender, self._sequences[sender])
-        bundle = make_bundle(_signer(sender), *name, tuple(encode(record) for record in records))
+        bundle = make_bundle(signer_of(sender), *name, tuple(encode(record) for record in records))
         none = bytes(32)  # `execute` asks for height and time alone
         header = Header(none, self.state.height + 1, none, none, none, none, 1)
         begin_ns = time.process_time_ns()

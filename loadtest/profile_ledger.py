@@ -23,10 +23,11 @@ from ledger.chain import BLOCK_TABLE, Chain
 from ledger.encoding import integer_key
 from ledger.execution import Rules
 from ledger.genesis import Genesis, GenesisLink, GenesisNode, GenesisSae
-from ledger.signatures import Ed25519Signer, Ed25519Verifier
+from ledger.signatures import Ed25519Verifier
 from ledger.state import State
-from ledger.transactions import KeyBlockRecorded, KeyDelivered, decode, encode
+from ledger.transactions import KeyDelivered, decode, encode
 from ledger.votes import NO_DIGEST, Certificate, Kind
+from loadtest.profile_records import key_block, signer_of
 from qnode.effects import Put
 from qnode.io.storage import Storage
 
@@ -64,26 +65,14 @@ class Stages:
         return {name: round(min(each[name] for each in self._rounds) / records / 1e3, 2) for name in self._rounds[0]}
 
 
-def _signer(name: str) -> Ed25519Signer:
-    return Ed25519Signer(hashlib.sha256(name.encode()).digest())
-
-
 def _genesis() -> Genesis:
     return Genesis(
         chain_id="profile",
         time_ns=1,
-        nodes=tuple(GenesisNode(name, _signer(name).public_key) for name in NAMES),
+        nodes=tuple(GenesisNode(name, signer_of(name).public_key) for name in NAMES),
         links=(GenesisLink("link-1-2", "node-1", "node-2"),),
         saes=tuple(GenesisSae(f"sae-{name}", name) for name in NAMES),
     )
-
-
-def _key_block(genesis: Genesis) -> KeyBlockRecorded:
-    sizes = (1_000_000, 20_000, 10_000, 1_000, 21_000, 1_600, 64, 256, 4_096, 33_219)
-    named = ("link-1-2", 0, *sizes, "lim-2014", "cascade", bytes(32), 10**6)
-    unsigned = KeyBlockRecorded(*named, bytes(64), bytes(64))
-    message = unsigned.signing_bytes(genesis.chain_id, genesis.digest)
-    return KeyBlockRecorded(*named, _signer("node-1").sign(message), _signer("node-2").sign(message))
 
 
 def _record(round_number: int, bundle: int, number: int) -> KeyDelivered:
@@ -115,12 +104,12 @@ class _Profile:
         self._verifier = Ed25519Verifier()
         self._chain = Chain(self._genesis, Rules.of(self._genesis, self._verifier), None)
         self._sequence = 0
-        self._append(self._block((self._bundle([encode(_key_block(self._genesis))]),)))
+        self._append(self._block((self._bundle([encode(key_block(self._genesis, "link-1-2", "node-1", "node-2"))]),)))
 
     def _bundle(self, bodies: list[bytes]) -> Bundle:
         self._sequence += 1
         name = (self._genesis.chain_id, self._genesis.digest, "node-1", self._sequence)
-        return make_bundle(_signer("node-1"), *name, tuple(bodies))
+        return make_bundle(signer_of("node-1"), *name, tuple(bodies))
 
     def _block(self, bundles: tuple[Bundle, ...]) -> Block:
         chain = self._chain
@@ -154,7 +143,7 @@ class _Profile:
         timed, limits = self.stages.timed, self._genesis.parameters
         bundle = timed("others: decode", lambda: Bundle.parse(data, limits))
         timed("others: Merkle root", lambda: bundle.check_contents(limits))
-        name = (_signer("node-1").public_key, self._genesis.chain_id, self._genesis.digest, self._verifier)
+        name = (signer_of("node-1").public_key, self._genesis.chain_id, self._genesis.digest, self._verifier)
         assert timed("others: signature", lambda: bundle.is_signed_by(*name))
         return bundle
 
