@@ -339,8 +339,8 @@ class Link:
         if aborted.qber_ppm:
             figures.last_qber_ppm = aborted.qber_ppm
         retry_ns = min(RETRY_FIRST_NS << min(self._failures, 8), RETRY_MAX_NS)
-        if context.now_ns >= session.deadline_ns:  # too much at once, most likely: half of the time is left to others
-            retry_ns = context.now_ns - session.begun_ns
+        if context.now_ns >= session.deadline_ns and self._failures > 1:  # no lost frame, but too much at once:
+            retry_ns = context.now_ns - session.begun_ns  # as much time is left to others
         if aborted.attacked:
             retry_ns = ATTACKED_RETRY_NS
             figures.attacked_aborts += 1

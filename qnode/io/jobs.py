@@ -44,4 +44,7 @@ class Jobs:
         """Drop the jobs that have not begun, wait for those that have, report none of them."""
         for future in list(self._running):
             future.cancel()
-        await asyncio.get_running_loop().run_in_executor(None, lambda: self._pool.shutdown(cancel_futures=True))
+        self._pool.shutdown(
+            wait=False, cancel_futures=True
+        )  # at once: none may begin before the wait for the others does
+        await asyncio.get_running_loop().run_in_executor(None, self._pool.shutdown)

@@ -165,11 +165,11 @@ def test_a_pool_that_was_drained_is_filled_without_waiting_for_the_next_probe() 
     assert net.run(lambda: link.figures.blocks > before, 5), "a second to notice, and a session"
 
 
-def test_a_session_that_took_too_long_leaves_as_much_time_to_others() -> None:
+def test_sessions_that_take_too_long_leave_as_much_time_to_others() -> None:
     """Where more sessions run than the cores carry, to begin again at once would keep all of them from ending."""
     net = cluster()
     net.filter = frames(SessionFrame, lambda frame: [])
-    assert net.run(lambda: net.link_status("node-1", LINK)["aborts"] == 1, 90)
+    assert net.run(lambda: net.link_status("node-1", LINK)["aborts"] == 2, 150), "the first may have lost a frame"
     assert "too long" in net.link_status("node-1", LINK)["last_abort"]
     net.filter = lambda source, target, frame: frame
     assert not net.run(lambda: bool(net.link_status("node-1", LINK)["session_runs"]), 40)
