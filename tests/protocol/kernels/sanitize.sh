@@ -10,7 +10,8 @@ trap 'rm -rf "$work"' EXIT
 for room in protocol tests; do cp -R "$root/$room" "$work/"; done
 cp "$root/setup.py" "$root/pyproject.toml" "$root/LICENSE" "$work/"
 find "$work" -name '*.so' -delete
-mkdir -p "$work/qnode/io" "$work/qnode/api" "$work/ledger" "$work/loadtest" "$work/config"
+mkdir -p "$work/qnode/io" "$work/qnode/api" "$work/ledger" "$work/loadtest/fleet" "$work/config"
+cp "$root/loadtest/fleet/_pages.c" "$work/loadtest/fleet/"
 cd "$work"
 : > README.md
 CFLAGS='-O1 -g -fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer' \
