@@ -382,6 +382,31 @@ def from_mapping(
     return _record(NodeSettings, tables, base_directory, "", {"links": built})
 
 
+def check_tables(tables: Mapping[str, Any]) -> None:
+    """Check some tables of a node's file, in which keys that a node needs may be missing. Raises SettingsError."""
+    hints = get_type_hints(NodeSettings)
+    kinds = {
+        name: next(filter(dataclasses.is_dataclass, (hint, *get_args(hint))), None) for name, hint in hints.items()
+    }
+    _refuse_unknown(tables, [name for name, kind in kinds.items() if kind is not None and name != "links"], "")
+    for name, table in tables.items():
+        cls = kinds[name]
+        assert isinstance(cls, type)
+        _require(isinstance(table, Mapping), f"[{name}] must be a table")
+        if not [key for key in _required(cls) if key not in table]:
+            _value(table, cls, None, Path(), name)
+            continue
+        _refuse_unknown(table, _keys(cls), name)
+        described = {field.name: field.metadata.get("setting") for field in dataclasses.fields(cls)}
+        for key, value in table.items():
+            _value(value, get_type_hints(cls)[key], described[key], Path(), f"{name}.{key}")
+
+
+def _required(cls: type) -> list[str]:
+    missing = dataclasses.MISSING
+    return [f.name for f in dataclasses.fields(cls) if f.default is missing and f.default_factory is missing]
+
+
 def _link(link_id: str, table: Any, base_directory: Path, profiles: Mapping[str, Mapping[str, Any]]) -> LinkSettings:
     where = f"link.{link_id}"
     _require(isinstance(table, Mapping), f"[{where}] must be a table")

@@ -17,8 +17,9 @@ try:
 except ImportError:  # not Linux, or it was not compiled
     _pages = None  # type: ignore[assignment]
 
-INTERVAL_S: Final = 20.0
-"""Some milliseconds of processor time each: nodes in hundreds spend a few hundredths of two cores on it."""
+INTERVAL_S: Final = 120.0
+"""Five to twenty milliseconds each, and what is used all the time is copied again: at every 20 s, two hundred nodes would
+spend several hundredths of two cores on it."""
 AGAIN_S: Final = 0.5
 """When another thread of the node was at work."""
 ARENA_SIZE_BYTES: Final = 1 << 20

@@ -11,6 +11,7 @@ from msgspec import Meta
 
 from ledger.contracts.document import PolicyError, policy_from_document
 from protocol.quantum.eavesdropper import eavesdropper_kinds
+from qnode.settings import SettingsError, check_tables
 
 NODES_MAX: Final = 1000
 """More daemons than any one machine holds; bounds a typing error."""
@@ -177,6 +178,11 @@ class Scenario(Record, frozen=True, kw_only=True):
                 policy_from_document(policy)
             except PolicyError as error:
                 raise ValueError(f"policies[{at}]: {error}") from None
+        for where, settings in (("network", {}), *((f"from_nodes {x.from_nodes}", x.settings) for x in self.sizes)):
+            try:
+                check_tables(_with_settings(self.network, settings).settings)
+            except SettingsError as error:
+                raise ValueError(f"settings of {where}: {error}") from None
         liars = max((a.count for a in self.attacks if a.kind == "equivocation"), default=0)
         validators = min(self.network.validators, min(self.nodes))
         if 3 * liars >= validators and liars:

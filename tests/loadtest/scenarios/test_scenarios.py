@@ -37,6 +37,16 @@ def test_every_shipped_scenario_can_run() -> None:
         ({"faults": [{"kind": "kill", "duration_s": 9, "every_s": 5}]}, r"faults\[0\]: every_s \(5\) must exceed"),
         ({"attacks": [{"kind": "eavesdropper", "method": "telepathy"}]}, r"attacks\[0\]: method .* intercept_resend"),
         ({"nodes": [3], "attacks": [{"kind": "equivocation"}]}, r"4 validators are needed"),
+        (
+            {"network": {"settings": {"ledger": {"view_timeout_s": 20}}}},
+            r"settings of network: ledger.view_timeout_s is 20",
+        ),
+        ({"network": {"settings": {"peer_to_peer": {"ping_s": 20}}}}, r"unknown key 'ping_s' in \[peer_to_peer\]"),
+        ({"network": {"settings": {"pol": {"target_bits": 20}}}}, r"unknown key 'pol'"),
+        (
+            {"sizes": [{"from_nodes": 8, "settings": {"pool": {"target_bits": 4_096}}}]},
+            r"settings of from_nodes 8: \[pool\] target_bits must be at least max_key_size_bits",
+        ),
         ({"repetitions": 1000, "loads": [1, 2]}, r"make 2000 cases; at most"),
     ],
 )
@@ -107,9 +117,9 @@ def test_large_networks_get_their_own_rates_and_phases() -> None:
     assert rates == {63: 1, 64: 0.5, 128: 0.25, 300: 0.25}
     assert [at_size(scenario, n).warm_up_s for n in (64, 200)] == [5, 9]
     assert at_size(scenario, 200).saturate_s == 0
-    slow = Size(from_nodes=64, settings={"ledger": {"block_interval_s": 2.0}, "api": {"x": 1}})
+    slow = Size(from_nodes=64, settings={"ledger": {"block_interval_s": 2.0}, "api": {"listen_port": 0}})
     slower = at_size(msgspec.structs.replace(scenario, sizes=(slow,)), 64).network.settings
     assert slower["ledger"] == {**scenario.network.settings["ledger"], "block_interval_s": 2.0}
-    assert slower["pool"] == scenario.network.settings["pool"] and slower["api"] == {"x": 1}
+    assert slower["pool"] == scenario.network.settings["pool"] and slower["api"] == {"listen_port": 0}
     with pytest.raises(ValueError, match="same from_nodes"):
         msgspec.structs.replace(scenario, sizes=(sizes[0], sizes[0]))
