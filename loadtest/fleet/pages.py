@@ -18,8 +18,8 @@ except ImportError:  # not Linux, or it was not compiled
     _pages = None  # type: ignore[assignment]
 
 INTERVAL_S: Final = 120.0
-"""Five to twenty milliseconds each, and what is used all the time is copied again: at every 20 s, two hundred nodes would
-spend several hundredths of two cores on it."""
+"""Five to twenty milliseconds each, and what is used all the time is copied again: at every 20 s, two hundred nodes
+would spend several hundredths of two cores on it."""
 AGAIN_S: Final = 0.5
 """When another thread of the node was at work."""
 ARENA_SIZE_BYTES: Final = 1 << 20
