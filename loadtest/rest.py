@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 NAMES_TOLD: Final = 3
+HEIGHTS_APART_MAX: Final = 4
+"""Idle chains beat, and hundreds of nodes are not asked in one moment: so much apart they are at one height."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,7 +22,7 @@ class Unrest:
     keyless: tuple[str, ...] = ()  # links without a recorded block, at either end
     busy: tuple[str, ...] = ()  # links that run a session, wait for the chain, or have room in their pool
     waiting: tuple[str, ...] = ()  # nodes that hold records which are not in a block yet
-    heights: tuple[int, ...] = ()  # at which nodes stand, if they are not at one
+    heights: tuple[int, ...] = ()  # at which nodes stand, if some are behind
 
     def __bool__(self) -> bool:
         return bool(self.silent or self.keyless or self.busy or self.waiting or self.heights)
@@ -55,7 +57,8 @@ def unrest(statuses: Mapping[str, Mapping[str, Any]], *, rest: bool = True) -> U
     busy = _names(link for link, status in links if link["blocks"] and not _rests(link, status))
     waiting = tuple(n for n, status in heard.items() if status["ledger"]["mempool_transactions"])
     heights = sorted({status["ledger"]["height"] for status in heard.values()})
-    return Unrest(silent, keyless, busy, waiting, tuple(heights) if len(heights) > 1 else ())
+    apart = heights[-1] - heights[0] > HEIGHTS_APART_MAX if heights else False
+    return Unrest(silent, keyless, busy, waiting, tuple(heights) if apart else ())
 
 
 def _rests(link: Mapping[str, Any], status: Mapping[str, Any]) -> bool:

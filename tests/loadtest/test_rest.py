@@ -18,6 +18,10 @@ def test_full_links_an_empty_mempool_and_one_height_are_rest() -> None:
     assert not found and str(found) == ""
 
 
+def test_an_idle_chain_may_beat_while_nodes_are_asked() -> None:
+    assert not unrest({"node-1": status(5), "node-2": status(7), "node-3": status(9)})
+
+
 @pytest.mark.parametrize(
     ("other", "words", "counts_without_rest"),
     [
@@ -27,7 +31,7 @@ def test_full_links_an_empty_mempool_and_one_height_are_rest() -> None:
         (status(pool_full=False), "1 links still work (link-1-2)", False),
         (status(pending=1), "1 links still work (link-1-2)", False),
         (status(waiting=2), "1 nodes hold records that wait for a block (node-2)", False),
-        (status(height=7), "nodes stand at heights 5 to 7", False),
+        (status(height=10), "nodes stand at heights 5 to 10", False),
     ],
 )
 def test_what_is_unfinished_at_either_end_is_told(other: dict[str, Any], words: str, counts_without_rest: bool) -> None:
