@@ -43,7 +43,9 @@ def check_history(world: World, checkers: Checkers, nodes: list[SimulatedNode]) 
     changes = chain.set_changes()
     for node in nodes:
         assert node.replica is not None
-        own = [change.encoded for change in node.replica.chain.set_changes()]
+        own = [  # a block that a restarted node has on its disk, but had told nobody of, is not among those executed here
+            change.encoded for change in node.replica.chain.set_changes() if change.header.height <= last_height
+        ]
         whole = [change.encoded for change in changes if change.header.height <= node.replica.height]
         _require(_headers(own) == _headers(whole), 19, f"{node.node_id} proves other changes of the validator set")
     if last_height:

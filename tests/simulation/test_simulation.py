@@ -34,6 +34,7 @@ def test_known_seeds(nodes: int) -> None:
         pytest.param(1087266973, 2, id="a snapshot of a height that no checker saw executed"),
         pytest.param(610057, 5, id="a liar's certificates passed on with a proposal"),
         pytest.param(700020, 4, id="an old program that waits for blocks it cannot use"),
+        pytest.param(3613603786, 7, id="a block on one disk alone that changes the validators"),
         pytest.param(610011, 10, id="bundles that are left in stored bodies alone"),
     ],
 )
