@@ -32,9 +32,10 @@ class AntiEntropy:
         self.catch_up = CatchUp(core.settings.catch_up_timeout_ns)
         self._status_due_ns: int | None = None
         self._core = core
-        self._decision: Committed | None = None
+        self._decision: tuple[Block, Certificate] | None = None
         self._untold: dict[str, int] = {}  # neighbours that will be told the last decision, and when
         self._answered_ns: dict[str, int] = {}
+        self._behind_since_ns: tuple[int, int] | None = None  # a height, and since when a neighbour is above it
         self._informed: set[str] = set()  # neighbours who told of the decision about the height in progress
 
     # ---- decisions
@@ -46,7 +47,8 @@ class AntiEntropy:
     def tell_decision(self, block: Block, certificate: Certificate) -> None:
         """Tell it to the neighbours that are not known to have it, nor to get it otherwise: hubs have all the votes.
 
-        Where the leader collects the votes, he tells everybody, and the others spare the hubs that he is connected to.
+        Where the leader collects the votes, he tells all validators, and the others spare the hubs that he is connected
+        to; whoever does not vote is told by one hub, with the bundles (6.9).
         The certificate may hold this node's own statement of this step, which must not leave before it is durable.
         """
         core, validators = self._core, self._core.consensus.validators
@@ -58,7 +60,7 @@ class AntiEntropy:
             and not self._is_told_otherwise(peer)
             and self.catch_up.height_of(peer) < block.height
         ]
-        self._decision = Committed(block.header, tuple(bundle.digest for bundle in block.bundles), certificate)
+        self._decision = (block, certificate)
         spread_ns = core.settings.decision_spread_ns
         self._untold = {
             peer: core.now_ns + int(spread_ns * core.jitter.random())
@@ -69,10 +71,18 @@ class AntiEntropy:
 
     def _tell(self, peers: list[str]) -> None:
         """Tell the last decision."""
-        core = self._core
+        core, validators = self._core, self._core.consensus.validators
         if peers and self._decision is not None:
-            votes = core.node_id in core.consensus.validators.indices
-            core.send_to_all(peers, self._decision, urgent=True, after_sync=votes)
+            block, certificate = self._decision
+            votes = core.node_id in validators.indices
+            whole = [peer for peer in peers if self._is_told_whole(peer)]
+            if whole:
+                message = BlocksMessage(((block.encoded, certificate.encoded),))
+                core.send_to_all(whole, message, urgent=True, after_sync=votes)
+            if len(whole) < len(peers):
+                decision = Committed(block.header, tuple(bundle.digest for bundle in block.bundles), certificate)
+                rest = [peer for peer in peers if peer not in whole]
+                core.send_to_all(rest, decision, urgent=True, after_sync=votes)
         for peer in peers:
             self._untold.pop(peer, None)
 
@@ -84,12 +94,18 @@ class AntiEntropy:
             self._untold.pop(peer, None)
 
     def _is_told_otherwise(self, peer: str) -> bool:
-        core, leader = self._core, self._core.consensus.leader(0)
-        if not core.overlay.is_hub(peer, core.consensus.validators):
+        core, leader, validators = self._core, self._core.consensus.leader(0), self._core.consensus.validators
+        if self._is_told_whole(peer):
+            return core.overlay.teller(peer, core.consensus.height, leader, validators) != core.node_id
+        if not core.overlay.is_hub(peer, validators):
             return False
         if not core.collects_votes:
             return True
         return leader != core.node_id and (peer == leader or core.overlay.are_joined(leader, peer))
+
+    def _is_told_whole(self, node_id: str) -> bool:
+        """Whether decisions bring a node the bundles, so that it needs none before (6.9)."""
+        return self._core.collects_votes and node_id not in self._core.consensus.validators.indices
 
     def forget_height(self) -> set[str]:
         """Start on the next height; returns the neighbours that told of the decision about this one."""
@@ -116,8 +132,11 @@ class AntiEntropy:
 
     def deadline_ns(self) -> int | None:
         """Return when `tick` has something to do."""
-        due_ns = min(self._untold.values(), default=None)
-        return min((at_ns for at_ns in (self._status_due_ns, due_ns) if at_ns is not None), default=None)
+        due_ns = [*self._untold.values(), *([] if self._status_due_ns is None else [self._status_due_ns])]
+        if self._behind_since_ns is not None:
+            until_ns = self._behind_since_ns[1] + self._core.settings.decision_spread_ns
+            due_ns += [until_ns] if until_ns > self._core.now_ns else []
+        return min(due_ns, default=None)
 
     def tick(self) -> None:
         """When it is time: announce what is held, and let unanswered questions be asked again."""
@@ -146,7 +165,7 @@ class AntiEntropy:
             self.push_gap(peer, status)
         if abs(status.height - core.height) <= 1:
             self.push_bundles(peer, status)
-        if status.height < core.height:
+        if status.height < core.height - self._is_told_whole(peer):  # of the last decision it is about to be told
             self._answer_late(peer)
 
     def _answer_late(self, peer: str) -> None:
@@ -181,6 +200,8 @@ class AntiEntropy:
     def push_bundles(self, peer: str, status: Status) -> None:
         """Send waiting bundles after those that a neighbour holds, within the byte budget."""
         core = self._core
+        if core.is_hub and self._is_told_whole(peer):
+            return  # it gets them with the decision (6.9)
         budget_bytes = core.settings.gap_size_bytes_max
         theirs = dict(status.pending)
         for sender in core.mempool.senders():
@@ -203,10 +224,22 @@ class AntiEntropy:
         self.catch_up.expire(core.now_ns)
         if self.snapshot_sync.takes_precedence:
             return  # the blocks after the snapshot come next
+        if self._is_about_to_be_told():
+            return
         for peer, first_height, count in self.catch_up.ask(core.height, core.now_ns):
             core.send(peer, BlocksWanted(first_height, count), urgent=False, after_sync=False)
         for peer in self.catch_up.without_source(core.height):
             self.snapshot_sync.want(peer)
+
+    def _is_about_to_be_told(self) -> bool:
+        """Whether this node lacks the newest block alone, and for no longer than its neighbours take to tell it."""
+        core, spread_ns = self._core, self._core.settings.decision_spread_ns
+        if spread_ns == 0 or not self._is_told_whole(core.node_id) or not self.catch_up.is_behind(core.height):
+            self._behind_since_ns = None
+            return False
+        if self._behind_since_ns is None or self._behind_since_ns[0] != core.height:
+            self._behind_since_ns = core.height, core.now_ns
+        return not self.catch_up.is_behind(core.height + 1) and core.now_ns < self._behind_since_ns[1] + spread_ns
 
     def on_snapshot(self, peer: str, offer: SnapshotOffer) -> None:
         """A neighbour offers a snapshot: as it was asked to, or since it lacks the blocks that it was asked for.

@@ -65,7 +65,7 @@ class Bodies:
         if refusal is None:
             core.mempool.add(bundle, sender.sequence, core.height)
             core.received_transactions += len(bundle.transactions)
-            core.spread(BundleMessage(encoded), bundle.sender, peer, urgent=False)
+            core.spread_bundle(bundle, peer)
         if wanted:
             self._fetched[bundle.digest] = bundle
             self._wanted.discard(bundle.digest)

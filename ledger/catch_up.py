@@ -115,10 +115,14 @@ class CatchUp:
 
     # ---- what arrives
 
-    def expects(self, peer: str, block_height: int, height: int) -> bool:
-        """Say whether a block of `peer` is one that was asked of it, or the next, which anybody may bring."""
+    def has_asked(self, peer: str, block_height: int) -> bool:
+        """Say whether a block was asked of `peer`."""
         question = self._questions.get(peer)
-        return block_height == height + 1 or (question is not None and question.covers(block_height))
+        return question is not None and question.covers(block_height)
+
+    def expects(self, peer: str, block_height: int, height: int) -> bool:
+        """Say whether a block of `peer` was asked of it, or is one of the next two, which anybody may bring."""
+        return block_height <= height + 2 or self.has_asked(peer, block_height)
 
     def keep(self, arrived: Arrived) -> None:
         """Let a block wait for its turn."""

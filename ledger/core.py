@@ -9,12 +9,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from ledger.bundle import Bundle
 from ledger.chain import BLOCK_TABLE, SET_CHANGE_TABLE, Chain
 from ledger.consensus import Consensus
 from ledger.genesis import Genesis, GenesisParameters
 from ledger.gossip import Overlay
 from ledger.mempool import Mempool, MempoolSettings
-from ledger.messages import Message, ProposalMessage, StatementMessage, encode
+from ledger.messages import BundleMessage, Message, ProposalMessage, StatementMessage, encode
 from ledger.outputs import Erase, Noted, Output, PeerFaulted, SendMessage, Store
 from ledger.signatures import Verifier
 from ledger.state import State
@@ -159,10 +160,16 @@ class Core:
         """Send to one neighbour."""
         self.outputs.append(SendMessage(peer, encode(message), urgent, after_sync))
 
-    def spread(self, message: Message, origin: str, received_from: str | None, *, urgent: bool) -> None:
-        """Send an own message to all neighbours, or pass another's on (6.1); only own ones wait for the disk."""
-        targets = self.overlay.uncovered_targets(origin, received_from)
-        self.send_to_all(targets, message, urgent=urgent, after_sync=received_from is None)
+    def spread_bundle(self, bundle: Bundle, received_from: str | None) -> None:
+        """Send an own bundle, or pass another's on (6.1, 6.9); only own ones wait for the disk."""
+        overlay, origin = self.overlay, bundle.sender
+        if not overlay.peers:
+            return  # as while the replica resumes, before its first height
+        if self.collects_votes:
+            targets = overlay.bundle_targets(origin, received_from, self.consensus.validators)
+        else:
+            targets = overlay.uncovered_targets(origin, received_from)
+        self.send_to_all(targets, BundleMessage(bundle.encoded), urgent=False, after_sync=received_from is None)
 
     def spread_statement(
         self, message: StatementMessage | ProposalMessage, statement: Statement, received_from: str | None

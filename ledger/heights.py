@@ -168,16 +168,25 @@ class Heights:
     # ---- by blocks that were committed before
 
     def on_blocks(self, peer: str, blocks: tuple[tuple[bytes, bytes], ...]) -> None:
-        """Keep what was asked for until its turn, and append what follows the tip. Raises MalformedEncoding."""
-        core, catch_up, useful = self._core, self._sync.catch_up, False
+        """Keep what was asked for until its turn, and append what follows the tip. Raises MalformedEncoding.
+
+        A block that was not asked for is a decision that the neighbour tells (6.9), and no answer.
+        """
+        core, catch_up, useful, highest = self._core, self._sync.catch_up, False, 0
         for encoded, certificate_bytes in blocks:
             block, certificate = Block.decode(encoded, core.limits), Certificate.decode(certificate_bytes)
+            highest = max(highest, block.height)
             if block.height > core.height and catch_up.expects(peer, block.height, core.height):
                 catch_up.keep(Arrived(peer, block, certificate, len(encoded) + len(certificate_bytes)))
                 useful = True
-        catch_up.answered(peer)
-        if not useful:
-            catch_up.forget(peer)
+        if blocks and not catch_up.has_asked(peer, highest):
+            catch_up.learn(peer, max(highest, catch_up.height_of(peer)))
+            if highest == core.height + 1:
+                self._sync.on_committed(peer)
+        else:
+            catch_up.answered(peer)
+            if not useful:
+                catch_up.forget(peer)
         self._append_arrived()
 
     def _append_arrived(self) -> None:
@@ -228,6 +237,7 @@ class Heights:
         return self._began_empty and self._recall.is_quiet and not self._has_reached_tip
 
     def _listen_first(self) -> None:
-        """After a catch-up, a node that may have forgotten asks what it said at the height that it is at now."""
-        if self._recall.on_caught_up(self._core.now_ns):
-            self._sync.announce(self._core.some_peers())
+        """After a catch-up, a voter that may have forgotten asks what it said at the height that it is at now."""
+        core = self._core
+        if self._recall.on_caught_up(core.now_ns) and core.node_id in core.consensus.validators.indices:
+            self._sync.announce(core.some_peers())

@@ -216,7 +216,7 @@ class OwnTransactions:
         self.queue.pending[sequence] = bundle
         core.store(PENDING_TABLE, integer_key(sequence), bundle.encoded)
         core.mempool.add(bundle, core.committed_sequence(core.node_id), core.height)
-        core.spread(BundleMessage(bundle.encoded), core.node_id, None, urgent=False)
+        core.spread_bundle(bundle, None)
 
     def sign_again(self) -> None:
         """This node's key is another since the last block: what waits goes out under it (SPEC 3.7)."""

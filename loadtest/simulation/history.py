@@ -43,7 +43,7 @@ def check_history(world: World, checkers: Checkers, nodes: list[SimulatedNode]) 
     changes = chain.set_changes()
     for node in nodes:
         assert node.replica is not None
-        own = [  # a block that a restarted node has on its disk, but had told nobody of, is not among those executed here
+        own = [  # a restarted node may have a block on its disk that it had told nobody of
             change.encoded for change in node.replica.chain.set_changes() if change.header.height <= last_height
         ]
         whole = [change.encoded for change in changes if change.header.height <= node.replica.height]
