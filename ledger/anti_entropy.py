@@ -3,6 +3,8 @@
 Whether a received block is valid is decided by the replica that appends it.
 """
 
+from typing import Final
+
 from ledger.block import Block
 from ledger.catch_up import CatchUp
 from ledger.collection import VoteCollection
@@ -21,6 +23,10 @@ from ledger.messages import (
 from ledger.snapshot_sync import SnapshotSync
 from ledger.sync import gap_of, make_status
 from ledger.votes import Certificate
+
+VOTERS_SPREAD_DIVISOR: Final = 4
+"""Validators whose votes the leader collects are told within this part of the decision spread: one of them leads next,
+and they tell the followers."""
 
 
 class AntiEntropy:
@@ -62,11 +68,9 @@ class AntiEntropy:
         ]
         self._decision = (block, certificate)
         spread_ns = core.settings.decision_spread_ns
-        self._untold = {
-            peer: core.now_ns + int(spread_ns * core.jitter.random())
-            for peer in peers
-            if spread_ns and peer not in validators.indices
-        }
+        voters_spread_ns = spread_ns // VOTERS_SPREAD_DIVISOR if core.collects_votes else 0
+        spreads = {peer: voters_spread_ns if peer in validators.indices else spread_ns for peer in peers}
+        self._untold = {peer: core.now_ns + int(ns * core.jitter.random()) for peer, ns in spreads.items() if ns}
         self._tell([peer for peer in peers if peer not in self._untold])
 
     def _tell(self, peers: list[str]) -> None:

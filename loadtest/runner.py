@@ -91,7 +91,7 @@ class _Case:
     traffic: Traffic
     at: tuple[int, int] = (0, 1)  # which case of how many
     phase: str = "start"
-    begun_s: float = field(default_factory=time.monotonic)
+    load_begun_s: float | None = None  # with the warm-up; what goes before takes as long as it takes
     died: list[NodeEnded] = field(default_factory=list)
 
 
@@ -214,12 +214,12 @@ async def _shown(case: _Case, scenario: Scenario, sampler: Sampler, show: Show) 
     while True:
         seen, traffic = sampler.seen(), case.traffic
         keys = traffic.book.of("key", case.phase, "validators")
-        share = min(0.99, (time.monotonic() - case.begun_s) / expected_s)
+        spent_s = 0.0 if case.load_begun_s is None else time.monotonic() - case.load_begun_s
         show(
             LiveState(
                 case_label=f"{case.point.nodes} nodes, load × {case.point.load:g}",
                 phase=case.phase,
-                share_done=(done + share) / cases,
+                share_done=(done + min(0.99, spent_s / expected_s)) / cases,
                 nodes_up=len(case.ward.launcher.running()),
                 nodes_total=case.point.nodes,
                 height=seen.height,
@@ -240,6 +240,7 @@ async def _phases(case: _Case, scenario: Scenario, writer: ResultWriter, sampler
     blocks = await _settle(case, scenario, writer, tell)
     await governance.put_in_force(ward.operator, ward.node_ids[0], scenario.policies)
     applications = Applications(ward, case.traffic, lambda: case.phase)
+    await applications.prepare()
     records = RecordClients(ward, blocks, case.traffic, lambda: case.phase)
     ward.flood = records.flood
     following = asyncio.ensure_future(records.follow()) if scenario.policies else None
@@ -290,6 +291,7 @@ async def _load(
 ) -> None:
     disturber = Disturber(case.ward, writer, case.number)
     due = disturbances.schedule(scenario, case.ward)
+    case.load_begun_s = time.monotonic()
     for phase, seconds in (("warm-up", scenario.warm_up_s), ("load", scenario.duration_s)):
         if not seconds:
             continue

@@ -3,6 +3,7 @@
 Measures what callers see, and remembers what must not happen twice. A latency counts from when the request was due.
 """
 
+import asyncio
 import json
 import ssl
 import time
@@ -71,9 +72,14 @@ class Applications:
         self._traffic = traffic
         self._phase = phase
         self._contexts: dict[str, ssl.SSLContext] = {}
-        self._connections = Connections(ANSWER_TIMEOUT_S)
+        self._connections = Connections(ANSWER_TIMEOUT_S, connected=self._connected)
         links = ward.laid.topology.links
         self._neighbours = [(link.transmitter, link.receiver) for link in links]
+
+    async def prepare(self) -> None:
+        """Read all certificates now: milliseconds each, which are no part of a request."""
+        for node_id in self._ward.node_ids:
+            await asyncio.to_thread(self._context, _sae(node_id))
 
     async def close(self) -> None:
         """Close the connections."""
@@ -116,6 +122,10 @@ class Applications:
         assert opened == text, "equal keys open what they sealed"
         self._traffic.saw_key(key_id)
         self._done(kind, phase, group, due_ns)
+
+    def _connected(self, begun_ns: int, ended_ns: int) -> None:
+        """Count what a request spent on a new connection: the latency of the request holds it as well."""
+        self._traffic.book.of("connect", self._phase()).record_ns(begun_ns, ended_ns)
 
     def _done(self, kind: str, phase: str, group: str, due_ns: int) -> None:
         self._traffic.done(kind, phase, group, due_ns)

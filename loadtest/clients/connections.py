@@ -6,9 +6,11 @@ request takes the lowest free place, so that what a burst opened rests and close
 """
 
 import ssl
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from itertools import count
+from types import SimpleNamespace
 from typing import Any, Final
 
 import aiohttp
@@ -25,12 +27,19 @@ class Connections:
     places is bounded by the requests that are under way at once.
     """
 
-    def __init__(self, timeout_s: float = 300.0, context: ssl.SSLContext | None = None) -> None:
+    def __init__(
+        self,
+        timeout_s: float = 300.0,
+        context: ssl.SSLContext | None = None,
+        connected: Callable[[int, int], None] | None = None,
+    ) -> None:
+        """`connected` is told when a connection was begun and when it was there, TLS and all (monotonic ns)."""
         self._make: Callable[[], aiohttp.ClientSession] = lambda: aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(
                 ssl=context if context is not None else True, limit=0, keepalive_timeout=REST_S
             ),
             timeout=aiohttp.ClientTimeout(total=timeout_s),
+            trace_configs=[] if connected is None else [_timed(connected)],
         )
         self._places: list[aiohttp.ClientSession] = []
         self._busy: dict[tuple[URL, ssl.SSLContext | None], set[int]] = {}
@@ -55,3 +64,16 @@ class Connections:
         """Close all connections."""
         for session in self._places:
             await session.close()
+
+
+def _timed(connected: Callable[[int, int], None]) -> aiohttp.TraceConfig:
+    async def begin(session: aiohttp.ClientSession, request: SimpleNamespace, params: object) -> None:
+        request.connecting_ns = time.monotonic_ns()
+
+    async def end(session: aiohttp.ClientSession, request: SimpleNamespace, params: object) -> None:
+        connected(request.connecting_ns, time.monotonic_ns())
+
+    timed = aiohttp.TraceConfig()
+    timed.on_connection_create_start.append(begin)
+    timed.on_connection_create_end.append(end)
+    return timed

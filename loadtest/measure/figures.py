@@ -84,7 +84,8 @@ def _latencies(result: Result, case: Case, seconds: float) -> Values:
         if each.case == case.case and (each.phase in phases or not phases):
             histogram = decoded(each, result.directory)
             of_kind.setdefault(each.kind, LatencyHistogram()).merge(histogram)
-            every.merge(histogram)
+            if each.kind != "connect":  # a part of the requests that needed a connection
+                every.merge(histogram)
     found: Values = {}
     for kind, histogram in of_kind.items():
         found |= {f"{kind}_ms_p{p}": histogram.percentile_ms(p) for p in (50, 95, 99)}
