@@ -72,7 +72,10 @@ class VoteCollection:
         targets = core.overlay.targets(consensus.leader(0), received_from)
         targets = [peer for peer in targets if peer in consensus.validators.indices]
         message = CertificatesMessage((certificate,))
-        core.send_to_all(targets, message, urgent=True, after_sync=received_from is None)
+        if received_from is None:
+            core.send_spread(targets, message)
+        else:
+            core.send_to_all(targets, message, urgent=True, after_sync=False)
 
     def deadline_ns(self) -> int | None:
         """Return when `tick` has something to do."""
