@@ -3,10 +3,12 @@
 Whether a received block is valid is decided by the replica that appends it.
 """
 
+from typing import Final
+
 from ledger.block import Block
 from ledger.catch_up import CatchUp
 from ledger.collection import VoteCollection
-from ledger.core import VOTERS_SPREAD_DIVISOR, Core
+from ledger.core import Core
 from ledger.messages import (
     BlocksMessage,
     BlocksWanted,
@@ -21,6 +23,10 @@ from ledger.messages import (
 from ledger.snapshot_sync import SnapshotSync
 from ledger.sync import gap_of, make_status
 from ledger.votes import Certificate
+
+VOTERS_SPREAD_DIVISOR: Final = 4
+"""Validators whose votes the leader collects are told within this part of the decision spread: one of them leads next,
+and they tell the followers."""
 
 
 class AntiEntropy:

@@ -72,10 +72,7 @@ class VoteCollection:
         targets = core.overlay.targets(consensus.leader(0), received_from)
         targets = [peer for peer in targets if peer in consensus.validators.indices]
         message = CertificatesMessage((certificate,))
-        if received_from is None:
-            core.send_spread(targets, message)
-        else:
-            core.send_to_all(targets, message, urgent=True, after_sync=False)
+        core.send_to_all(targets, message, urgent=True, after_sync=received_from is None)
 
     def deadline_ns(self) -> int | None:
         """Return when `tick` has something to do."""

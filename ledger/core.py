@@ -22,9 +22,6 @@ from ledger.state import State
 from ledger.votes import Kind, Statement
 
 MS = 1_000_000
-VOTERS_SPREAD_DIVISOR = 6
-"""What a leader who collects sends to the voters leaves within this part of the decision spread: proposal, notarization
-and decision of a height together take half of it."""
 SIGNER_TABLE = "ledger.signer"
 STATEMENT_TABLE = "ledger.statement"
 CERTIFICATE_TABLE = "ledger.certificate"
@@ -125,7 +122,6 @@ class Core:
         self.wall_offset_ns = wall_offset_ns
         self.now_ns = 0
         self.outputs: list[Output] = []
-        self._waiting: list[tuple[int, SendMessage]] = []  # of the height in progress, and when they leave
         self.height_keys: list[tuple[str, bytes]] = []
         self.received_transactions = 0  # others', taken into the mempool since the start
         self.mempool = Mempool(settings.mempool, genesis.parameters, len(genesis.nodes), node_id)
@@ -182,9 +178,6 @@ class Core:
         targets = self.overlay.targets(statement.signer, received_from)
         if statement.view == 0 and statement.kind is not Kind.NULLIFY and self.is_hub:
             targets = [peer for peer in targets if peer in self.consensus.validators.indices]
-            if received_from is None and statement.kind is Kind.PROPOSE and self.collects_votes:
-                self.send_spread(targets, message)
-                return
         self.send_to_all(targets, message, urgent=True, after_sync=received_from is None)
 
     @property
@@ -210,32 +203,6 @@ class Core:
         if peers:
             payload = encode(message)
             self.outputs += [SendMessage(peer, payload, urgent, after_sync) for peer in peers]
-
-    def send_spread(self, peers: list[str], message: Message) -> None:
-        """Send an own message of this height to voters at moments drawn from a part of the decision spread."""
-        spread_ns = self.settings.decision_spread_ns // VOTERS_SPREAD_DIVISOR
-        if spread_ns == 0:
-            self.send_to_all(peers, message, urgent=True, after_sync=True)
-        else:
-            payload = encode(message)
-            self._waiting += [
-                (self.now_ns + int(spread_ns * self.jitter.random()), SendMessage(peer, payload, True, True))
-                for peer in peers
-            ]
-
-    def send_due(self) -> None:
-        """Send what has waited for its moment."""
-        if self._waiting:
-            self.outputs += [message for due_ns, message in self._waiting if due_ns <= self.now_ns]
-            self._waiting = [each for each in self._waiting if each[0] > self.now_ns]
-
-    def send_deadline_ns(self) -> int | None:
-        """Return when `send_due` has something to do."""
-        return min((due_ns for due_ns, _ in self._waiting), default=None)
-
-    def leave_height(self) -> None:
-        """What waits of the height that is over is of no use: its decision is told."""
-        self._waiting = []
 
     def some_peers(self) -> list[str]:
         """Draw a few connected neighbours."""

@@ -69,7 +69,6 @@ class Heights:
 
     def begin(self) -> None:
         """Begin the height after the tip."""
-        self._core.leave_height()
         self._core.consensus = self._consensus()
         self._upkeep.watch_versions()
 

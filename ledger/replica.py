@@ -228,7 +228,6 @@ class Replica:
         deadlines = (
             self._recall.deadline_ns() if quiet else consensus_ns,
             self._sync.deadline_ns(),
-            self._core.send_deadline_ns(),
             None if stopped else self._sync.catch_up.deadline_ns(),
             None if stopped or self._heights.numbers_unknown else self._own.deadline_ns(),
             self._heights.deadline_ns(),
@@ -279,7 +278,6 @@ class Replica:
 
     def _pump(self) -> None:
         """Do everything that is due now."""
-        self._core.send_due()
         self._sync.tick()
         self._heights.tick()
         self._snapshots.tick()

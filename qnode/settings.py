@@ -205,7 +205,7 @@ class LedgerSettings:
     )
     decision_spread_s: float = setting(
         "s",
-        "nodes are told of a block at moments drawn from so long, voters of large committees from a sixth of it",
+        "nodes are told of a block at moments drawn from so long, voters of large committees within a quarter of it",
         0,
         low=0,
         high=5,

@@ -8,7 +8,7 @@ import ledger.reception
 from ledger.genesis import Genesis
 from ledger.inputs import MessageReceived, PeerDown, TransactionsSubmitted
 from ledger.mempool import MempoolSettings
-from ledger.messages import CertificatesMessage, Committed, ProposalMessage, StatementMessage, decode, encode
+from ledger.messages import CertificatesMessage, Committed, StatementMessage, decode, encode
 from ledger.outputs import PeerFaulted, SendMessage
 from ledger.replica import ReplicaSettings
 from ledger.transactions import SaeRegistered
@@ -148,26 +148,6 @@ def test_followers_are_told_at_different_moments_and_of_one_decision_at_a_time()
     net.pass_time(100 * MS)
     assert {replica.height for replica in net.replicas.values()} >= {before + 2}
     assert min(replica.height for replica in net.replicas.values()) >= before + 1
-
-
-def test_a_leader_tells_voters_at_different_moments_and_nothing_of_a_height_that_is_over() -> None:
-    net = Net(make_genesis(NAMES), NAMES, decision_spread_ns=120 * MS, anti_entropy_ns=60_000 * MS)
-    net.pass_time(90_000 * MS)
-    leader, before, moments = leader_of(net), net.replicas["n0"].height, dict[type, set[int]]()
-    record(net)
-    while len(heights(net)) > 1 or heights(net) == {before}:
-        net.outputs.clear()
-        net.pass_time(1 * MS)
-        for node, output in net.outputs:
-            if isinstance(output, SendMessage) and node == leader:
-                moments.setdefault(type(decode(output.payload)), set()).add(net.now_ns)
-        assert net.now_ns < 91_000 * MS
-    for kind in (ProposalMessage, CertificatesMessage, Committed):
-        times = moments[kind]
-        assert len(times) > 3 and max(times) - min(times) <= 20 * MS, kind
-    net.outputs.clear()
-    net.pass_time(100 * MS)
-    assert not [output for _, output in net.outputs if isinstance(output, SendMessage)]
 
 
 def genesis_voters(genesis: Genesis) -> tuple[str, ...]:
