@@ -84,6 +84,9 @@ message, three in a connection are a broken or hostile peer."""
 HOUSEKEEPING_NS: Final = 1_000_000_000
 """How often expired keys are looked for."""
 
+IDLE_HOUSEKEEPING_NS: Final = 10 * HOUSEKEEPING_NS
+"""The same while nothing can expire and nobody asks for anything: a wake-up costs as much as a message."""
+
 BLOCKS_PER_REQUEST_MAX: Final = 1000
 
 PROOF_BLOCKS: Final = 2
@@ -267,6 +270,8 @@ class Node:
                 self._request(request_id, request)
             case Ticked():
                 pass
+        if not isinstance(happened, Ticked | FrameReceived):
+            self._stir()
         self._tick()
         self._settle()
         return self._context.take()
@@ -290,13 +295,22 @@ class Node:
         for link in self._links.values():
             link.tick()
         if now_ns >= self._housekeeping_ns:
-            self._housekeeping_ns = now_ns + HOUSEKEEPING_NS
-            self._context.write(self._keys.expire_held(now_ns))
-            if self._rules.have_lifetimes():
-                self._destroy_forbidden()
-            self._submit_waiting()
-            for link in self._links.values():
-                link.look_at_pool()
+            self._keep_house()
+
+    def _keep_house(self) -> None:
+        now_ns, have_lifetimes = self._context.now_ns, self._rules.have_lifetimes()
+        self._context.write(self._keys.expire_held(now_ns))
+        if have_lifetimes:
+            self._destroy_forbidden()
+        self._submit_waiting()
+        for link in self._links.values():
+            link.look_at_pool()
+        is_idle = not (have_lifetimes or self._keys.held_count or self._records.waiting_count)
+        self._housekeeping_ns = now_ns + (IDLE_HOUSEKEEPING_NS if is_idle else HOUSEKEEPING_NS)
+
+    def _stir(self) -> None:
+        """Something happened that housekeeping may have to look after."""
+        self._housekeeping_ns = min(self._housekeeping_ns, self._context.now_ns + HOUSEKEEPING_NS)
 
     def _settle(self) -> None:
         """Hand records that came up in this step to the chain, until none is left."""
@@ -329,6 +343,7 @@ class Node:
                 fault = frame
             case wire.LedgerFrame(payload):
                 self._tell_replica(ledger_inputs.MessageReceived(peer, payload))
+                return  # what it changes, `_committed` says
             case wire.SessionFrame() | wire.LightFrame() | wire.SessionRefused() | wire.LightTaken():
                 fault = self._link_frame(peer, frame)
             case wire.KeyTransfer():
@@ -339,6 +354,7 @@ class Node:
                 fault = self._relay.probe_received(peer, frame)
             case wire.PathProbed():
                 self._relay.probed(frame)
+        self._stir()
         if fault is not None:
             self._fault(peer, fault.reason)
 
@@ -443,6 +459,7 @@ class Node:
             record = receipt.transaction
             if not isinstance(record, KeyBlockRecorded) or record.link_id not in self._links:
                 continue
+            self._stir()
             link = self._links[record.link_id]
             if receipt.ok:
                 link.recorded(record.block_number, record.secret_bits)
@@ -450,6 +467,7 @@ class Node:
                 link.refused_by_chain(record, receipt.reason)
         self._expire_pending(news.height)
         if self._rules.have_changed():
+            self._stir()
             self._destroy_forbidden()
         if self._proof_waiters:
             waiters, self._proof_waiters = self._proof_waiters, []
@@ -458,6 +476,7 @@ class Node:
 
     def _adopted(self, height: int) -> None:
         """The chain went on by a snapshot: key blocks recorded in what was not executed here become available."""
+        self._stir()
         self._context.height = height
         for link_id, block_number, _ in sorted(self._keys.pending_blocks()):
             link, recorded = self.state.link(link_id), self.state.key_block(link_id, block_number)

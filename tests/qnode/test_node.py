@@ -26,7 +26,7 @@ from qnode.inputs import (
     SubmitTransactions,
     Ticked,
 )
-from qnode.node import FAULTS_MAX, HOUSEKEEPING_NS, Node
+from qnode.node import FAULTS_MAX, HOUSEKEEPING_NS, IDLE_HOUSEKEEPING_NS, Node
 from qnode.relay import HELD_LIFETIME_NS
 from qnode.wire import (
     FRAMES,
@@ -246,9 +246,23 @@ def test_time_never_runs_backwards_and_deadlines_move_on() -> None:
     assert node._context.now_ns == net.now_ns
     for _ in range(50):
         deadline = node.next_deadline_ns()
-        assert deadline <= node._context.now_ns + HOUSEKEEPING_NS
+        assert deadline <= node._context.now_ns + IDLE_HOUSEKEEPING_NS
         node.step(max(deadline, node._context.now_ns), Ticked())
         assert node.next_deadline_ns() > node._context.now_ns - 1
+
+
+def test_a_node_of_which_nobody_wants_anything_keeps_house_seldom() -> None:
+    net = cluster()
+    node = node_of(net)
+    node.step(net.now_ns + 2 * HOUSEKEEPING_NS, Ticked())
+    assert node._housekeeping_ns == node._context.now_ns + IDLE_HOUSEKEEPING_NS
+    net.now_ns = node._context.now_ns
+    net.answer("node-1", GetKeys("sae-1", "sae-2"))
+    for each in (node, node_of(net, "node-2")):  # the pools of both were drawn from, and the slave's holds a key
+        assert each._housekeeping_ns <= each._context.now_ns + HOUSEKEEPING_NS
+    other = node_of(net, "node-2")
+    other.step(net.now_ns + 2 * HOUSEKEEPING_NS, Ticked())
+    assert other._housekeeping_ns == other._context.now_ns + HOUSEKEEPING_NS, "a held key expires"
 
 
 def test_keys_that_nobody_fetches_are_destroyed_in_time() -> None:
