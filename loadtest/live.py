@@ -35,6 +35,8 @@ class LiveState:
     case_label: str
     phase: str
     share_done: float
+    left_s: float | None
+    """Of this case, from its warm-up on: how long links take before is not known."""
     nodes_up: int
     nodes_total: int
     height: int = 0
@@ -154,11 +156,9 @@ class LiveView:
         return ", ".join(shown[:EVENTS_SHOWN]) + more
 
     def _left(self, state: LiveState) -> str:
-        """Say how long it will still take, if what is left goes as fast as what is done."""
-        if state.share_done < 0.01:
+        if state.left_s is None:
             return "time left unknown"
-        elapsed_s = self._monotonic() - self._begun_s
-        return f"{_clock(elapsed_s * (1 - min(1.0, state.share_done)) / state.share_done)} left"
+        return f"{_clock(max(0.0, state.left_s))} left of this network"
 
     def _panel(self, state: LiveState, now_s: float) -> Panel:
         heights_per_s, records_per_s = self._rates.per_s()

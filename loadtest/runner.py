@@ -214,12 +214,14 @@ async def _shown(case: _Case, scenario: Scenario, sampler: Sampler, show: Show) 
     while True:
         seen, traffic = sampler.seen(), case.traffic
         keys = traffic.book.of("key", case.phase, "validators")
-        spent_s = 0.0 if case.load_begun_s is None else time.monotonic() - case.load_begun_s
+        left_s = None if case.load_begun_s is None else expected_s + case.load_begun_s - time.monotonic()
+        share = 0.0 if left_s is None else min(0.99, 1.0 - left_s / expected_s)
         show(
             LiveState(
                 case_label=f"{case.point.nodes} nodes, load × {case.point.load:g}",
                 phase=case.phase,
-                share_done=(done + min(0.99, spent_s / expected_s)) / cases,
+                share_done=(done + share) / cases,
+                left_s=left_s,
                 nodes_up=len(case.ward.launcher.running()),
                 nodes_total=case.point.nodes,
                 height=seen.height,
