@@ -6,7 +6,7 @@ import io
 from loadtest.live import PLAIN_INTERVAL_S, LiveState, LiveView
 from loadtest.results.records import Event
 
-STATE = LiveState("8 nodes, repetition 1 of 3", "measure", 0.25, 30.0, 7, 8, key_ms_p50=2.25, key_ms_p95=9.0, failures=2)
+STATE = LiveState("8 nodes, 1 of 3", "measure", 0.25, 30.0, 7, 8, key_ms_p50=2.25, key_ms_p95=9.0, failures=2)
 
 
 class Clock:
@@ -31,7 +31,7 @@ def test_plain_lines_come_with_phases_and_at_intervals() -> None:
         view.update(dataclasses.replace(STATE, phase="stop"))
     lines = stream.getvalue().splitlines()
     assert len(lines) == 3 + 2 + 1 and PLAIN_INTERVAL_S == 10
-    assert lines[1].startswith("0:10 · 8 nodes, repetition 1 of 3, measure · 25 %, 0:30 left of this network · 7/8 nodes")
+    assert lines[1].startswith("0:10 · 8 nodes, 1 of 3, measure · 25 %, 0:30 left of this network · 7/8 nodes")
     assert "4.0 heights/s, 100 records/s" in lines[1] and "keys 2.2 / 9.0 ms" in lines[1] and "2 failed" in lines[1]
     assert lines[2] == "0:15 fault node-3 kill" and "now: kill node-3" in lines[3]
     assert lines[4] == "0:22 recovered node-3" and "stop" in lines[-1] and "now:" not in lines[-1]
