@@ -6,7 +6,6 @@ only caller.
 """
 
 import random
-import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -18,21 +17,19 @@ from ledger import outputs as ledger_outputs
 from ledger.chain import Archive, Chain
 from ledger.contracts.report import governance_document
 from ledger.contracts.selection import policies
-from ledger.delivery_proof import NotYetProvable, UnknownKey, prove_delivery
 from ledger.genesis import Genesis
 from ledger.identity import OwnKeys
-from ledger.light import ProofError
 from ledger.membership import record_keys
 from ledger.replica import Replica, ReplicaSettings
 from ledger.signatures import Verifier
 from ledger.state import State
-from ledger.transactions import KeyBlockRecorded, KeyDelivered, Transaction, transaction_id
-from ledger.transactions import decode as decode_transaction
+from ledger.transactions import KeyBlockRecorded
 from ledger.transactions import encode as encode_transaction
 from protocol.entropy import Entropy
 from protocol.parameters import ParameterError
 from qnode import wire
 from qnode.context import Context
+from qnode.custody import Custody
 from qnode.delivery import Delivery, DeliveryLimits
 from qnode.device_plane import DevicePlane
 from qnode.devices import Devices
@@ -71,11 +68,12 @@ from qnode.inputs import (
 from qnode.keystore import RECEIVER, TRANSMITTER, KeyStore
 from qnode.link_setup import LinkConfiguration, LinkServices
 from qnode.links import Link
+from qnode.proving import Proving
 from qnode.records import OwnRecords
 from qnode.relay import Relay
 from qnode.rules import ChainRules
+from qnode.submitting import Submitting
 from qnode.vault import Vault
-from qnode.wire import Region
 
 FAULTS_MAX: Final = 3
 """Faults after which a peer is disconnected (and kept away for a while by the transport): one may be an old version's
@@ -89,15 +87,9 @@ IDLE_HOUSEKEEPING_NS: Final = 10 * HOUSEKEEPING_NS
 
 BLOCKS_PER_REQUEST_MAX: Final = 1000
 
-PROOF_BLOCKS: Final = 2
-"""For so many blocks the proof of an unknown key waits for its record: one is under way, the next has what is here."""
-
 DELIVERY_PATIENCE_NS: Final = 100_000_000
 """So long the record of a delivery waits for others: at 100 keys a second ten share a block, which costs every node
 milliseconds. The key is out already; nobody waits but who asks for its proof."""
-
-PROOF_WAIT_NS: Final = 2_000_000_000
-"""And for so long at least, twice the most patience that any node may give the records of its deliveries."""
 
 Stored = Mapping[str, list[tuple[bytes, bytes]]]
 
@@ -123,29 +115,6 @@ class NodeSetup:
     archive: Archive | None = None  # where old blocks are read back from; without one they all stay in memory
 
 
-@dataclass(frozen=True, slots=True)
-class _Submitter:
-    """A request that brought `count` records.
-
-    `awaited` is the transaction whose block answers it, empty if admission does.
-    """
-
-    request_id: int
-    awaited: bytes
-    count: int
-    arrived_ns: int
-
-
-@dataclass(frozen=True, slots=True)
-class _ProofWaiter:
-    """A request for the proof of a key that no block records yet; given up in a block after both."""
-
-    request_id: int
-    key_id: bytes
-    last_height: int
-    until_ns: int
-
-
 class Node:
     """One node. `stored` is what the effects `Put` and `Delete` have left, per table, in key order."""
 
@@ -164,12 +133,13 @@ class Node:
             archive=setup.archive,
             may_have_forgotten=setup.may_have_forgotten,
         )
-        self._replica.keep_blocks_for(self._needed_height)
         vault = Vault(setup.identity_seed, setup.entropy)
         roles = {link.link_id: TRANSMITTER if link.transmitter == setup.node_id else RECEIVER for link in setup.links}
         self._keys = KeyStore(vault, roles, stored)
         self._rules = ChainRules(lambda: self._replica.state)
-        self._destroyed_bytes = 0
+        self._custody = Custody(self._context, self._keys, self._rules, lambda: self._replica.chain)
+        self._replica.keep_blocks_for(self._custody.needed_height)
+        self._proving = Proving(self._context, lambda: self._replica.chain)
         services = LinkServices(
             self._context,
             self._keys,
@@ -196,7 +166,7 @@ class Node:
             lambda: self._replica.state,
             self._rules,
             setup.limits,
-            self._carried_by,
+            self._custody.carried_by,
         )
         self._devices = (
             None
@@ -214,19 +184,14 @@ class Node:
         )
         self._faults: dict[str, int] = {}
         self._fault_count = 0
-        self._tokens = 0
         self._broadcast: tuple[bytes, bytes] = (b"", b"")  # the last message of the ledger, and its frame
         self._records = OwnRecords(self._context, stored)
-        self._submitters: dict[int, _Submitter] = {}  # by token, until the submission is admitted
-        self._committers: dict[bytes, int] = {}  # last transaction of a submission → request that waits for its block
-        self._proof_waiters: list[_ProofWaiter] = []
-        self.admissions: list[tuple[int, int]] = []
-        """What the last step took into the mempool: (transactions, when their frame or request arrived)."""
+        self._submitting = Submitting(self._context, self._records, self._tell_replica, setup.delivery_patience_ns)
         self._housekeeping_ns = now_ns + HOUSEKEEPING_NS
         self._peer_keys_until: int | None = None
         self._use_peer_keys()
         self._tell_replica(ledger_inputs.Started())
-        self._settle()
+        self._submitting.submit_own()
 
     @property
     def state(self) -> State:
@@ -238,6 +203,11 @@ class Node:
         """The committed chain; read only."""
         return self._replica.chain
 
+    @property
+    def admissions(self) -> list[tuple[int, int]]:
+        """What the last step took into the mempool: (transactions, when their frame or request arrived)."""
+        return self._submitting.admissions
+
     def take_birth_effects(self) -> list[Effect]:
         """Return what the construction wants done; call once, before the first step."""
         return self._context.take()
@@ -245,13 +215,13 @@ class Node:
     def step(self, now_ns: int, happened: Input) -> list[Effect]:
         """Let one thing happen and return what is to be done about it. Never raises for what others did."""
         self._context.begin(now_ns)
-        self.admissions = []
+        self._submitting.admissions.clear()
         match happened:
             case FrameReceived(peer, frame, arrived_ns):
                 held = self._replica.received_transactions
                 self._frame(peer, frame)
                 if (count := self._replica.received_transactions - held) > 0:
-                    self.admissions.append((count, arrived_ns))
+                    self._submitting.admissions.append((count, arrived_ns))
             case JobDone(job_id, result, error):
                 self._context.finish_job(job_id, result, error)
             case PeerConnected(peer):
@@ -265,7 +235,7 @@ class Node:
             case Requested(request_id, GetIdentity()):
                 self._context.do(Respond(request_id, self._identity()))
             case Requested(request_id, SubmitTransactions() as request, arrived_ns):
-                self._submit_for(request_id, request, arrived_ns)
+                self._submitting.submit_for(request_id, request, arrived_ns)
             case Requested(request_id, request):
                 self._request(request_id, request)
             case Ticked():
@@ -273,7 +243,7 @@ class Node:
         if not isinstance(happened, Ticked | FrameReceived):
             self._stir()
         self._tick()
-        self._settle()
+        self._submitting.submit_own()
         return self._context.take()
 
     def next_deadline_ns(self) -> int:
@@ -298,32 +268,16 @@ class Node:
             self._keep_house()
 
     def _keep_house(self) -> None:
-        now_ns, have_lifetimes = self._context.now_ns, self._rules.have_lifetimes()
-        self._context.write(self._keys.expire_held(now_ns))
-        if have_lifetimes:
-            self._destroy_forbidden()
-        self._submit_waiting()
+        more_may_expire = self._custody.expire()
+        self._submitting.submit_waiting()
         for link in self._links.values():
             link.look_at_pool()
-        is_idle = not (have_lifetimes or self._keys.held_count or self._records.waiting_count)
-        self._housekeeping_ns = now_ns + (IDLE_HOUSEKEEPING_NS if is_idle else HOUSEKEEPING_NS)
+        is_busy = more_may_expire or self._records.waiting_count > 0
+        self._housekeeping_ns = self._context.now_ns + (HOUSEKEEPING_NS if is_busy else IDLE_HOUSEKEEPING_NS)
 
     def _stir(self) -> None:
         """Something happened that housekeeping may have to look after."""
         self._housekeeping_ns = min(self._housekeeping_ns, self._context.now_ns + HOUSEKEEPING_NS)
-
-    def _settle(self) -> None:
-        """Hand records that came up in this step to the chain, until none is left."""
-        while transactions := self._context.take_transactions():
-            self._submit(tuple(transactions))
-        self._records.keep()
-
-    def _submit(self, transactions: tuple[Transaction, ...]) -> None:
-        self._tokens += 1
-        self._records.submit(self._tokens, transactions)
-        delivered = all(isinstance(each, KeyDelivered) for each in transactions)
-        patience_ns = self._setup.delivery_patience_ns if delivered else 0
-        self._tell_replica(ledger_inputs.TransactionsSubmitted(self._tokens, transactions, patience_ns))
 
     # ---- peers
 
@@ -411,37 +365,13 @@ class Node:
             case ledger_outputs.SnapshotAdopted(height):
                 self._adopted(height)
             case ledger_outputs.TransactionsAdmitted(token):
-                self._admitted(token, None)
+                self._submitting.answered(token, None)
             case ledger_outputs.TransactionsRefused(token, reason):
-                self._admitted(token, reason)
+                self._submitting.answered(token, reason)
             case ledger_outputs.PeerFaulted(peer, reason):
                 self._fault(peer, reason)
             case ledger_outputs.Noted(level, event, fields):
                 context.log(level, event, **dict(fields))
-
-    def _admitted(self, token: int, reason: str | None) -> None:
-        submitter = self._submitters.pop(token, None)
-        if submitter is None:
-            if reason is None:
-                self._records.admitted(token)
-            else:
-                self._records.refused(token, reason)
-        elif reason is not None:
-            self._committers.pop(submitter.awaited, None)
-            self._context.do(Respond(submitter.request_id, RequestError(503, reason)))
-        else:
-            self.admissions.append((submitter.count, submitter.arrived_ns))
-            if not submitter.awaited:
-                self._context.do(Respond(submitter.request_id, DocumentAnswer({"admitted": True})))
-
-    def _submit_waiting(self) -> None:
-        """Offer again what the mempool had no room for, oldest first, until it has none."""
-        for number in self._records.waiting():
-            self._tokens += 1
-            records = self._records.submit_again(self._tokens, number)
-            self._tell_replica(ledger_inputs.TransactionsSubmitted(self._tokens, records))
-            if self._records.is_waiting(number):
-                break
 
     def _committed(self, news: ledger_outputs.BlockCommitted) -> None:
         """A block is final: key blocks of this node's links become available, expired ones are destroyed."""
@@ -450,9 +380,7 @@ class Node:
         if self.state.changed_nodes or (until is not None and news.height >= until):
             self._use_peer_keys()
         for receipt in news.receipts:
-            if self._committers and (request_id := self._committers.pop(receipt.transaction_id, None)) is not None:
-                document = {"committed": True, "height": news.height, "ok": receipt.ok, "reason": receipt.reason}
-                self._context.do(Respond(request_id, DocumentAnswer(document)))
+            self._submitting.recorded(receipt, news.height)
             if self._devices is not None:
                 self._devices.recorded(receipt)
             self._rules.recorded(receipt)
@@ -468,11 +396,8 @@ class Node:
         self._expire_pending(news.height)
         if self._rules.have_changed():
             self._stir()
-            self._destroy_forbidden()
-        if self._proof_waiters:
-            waiters, self._proof_waiters = self._proof_waiters, []
-            for waiter in waiters:
-                self._prove(waiter)
+            self._custody.destroy_forbidden()
+        self._proving.committed()
 
     def _adopted(self, height: int) -> None:
         """The chain went on by a snapshot: key blocks recorded in what was not executed here become available."""
@@ -488,44 +413,13 @@ class Node:
         if self._devices is not None:
             self._devices.adopted()
         self._rules.adopted()
-        self._destroy_forbidden()
+        self._custody.destroy_forbidden()
 
     def _expire_pending(self, height: int) -> None:
         for link_id, block_number, expiry_height in self._keys.pending_blocks():
             if expiry_height < height:
                 self._context.write(self._keys.discard(link_id, block_number))
                 self._links[link_id].forget_unrecorded(block_number)
-
-    def _needed_height(self) -> int | None:
-        """Return the lowest height whose block proves a key that this node may still deliver, or None."""
-        found = [self.state.key_block(*name) for name in self._keys.available_blocks()]
-        return min((block.height for block in found if block is not None), default=None)
-
-    def _destroy_forbidden(self) -> None:
-        """Destroy the key that the chain's contracts let nobody have any more: revoked, expired, below the limits."""
-        context = self._context
-        for link_id, number in self._keys.available_blocks():
-            fault = self._rules.stored_block_fault(link_id, number, context.now_ns)
-            if fault is not None:
-                size_bytes, writes = self._keys.destroy_block(link_id, number)
-                self._destroyed_bytes += size_bytes
-                context.write(writes)
-                context.log("warning", "key block destroyed", link=link_id, block=number, reason=fault)
-        for key_id in self._keys.held_ids():
-            fault = self._rules.key_fault(key_id, self._carried_by(key_id), context.now_ns)
-            if fault is not None:
-                context.write(self._keys.destroy_held(key_id))
-                context.log("warning", "key destroyed", key_id=str(uuid.UUID(bytes=key_id)), reason=fault)
-
-    def _carried_by(self, key_id: bytes) -> tuple[Region, ...]:
-        """Return the pieces of key that the chain's record of a delivery names; none before it is recorded."""
-        found = self.state.delivery(key_id)
-        record = None if found is None else self._replica.chain.transaction(*found)
-        if record is None:
-            return ()
-        delivered = decode_transaction(record)
-        assert isinstance(delivered, KeyDelivered), "a delivery's entry names its record"
-        return tuple((link_id, number, 0, 0) for link_id, number, _, _ in delivered.hops)
 
     # ---- requests
 
@@ -549,42 +443,7 @@ class Node:
                 blocks = self._replica.blocks(first_height, min(count, BLOCKS_PER_REQUEST_MAX))
                 self._context.do(Respond(request_id, DocumentAnswer({"blocks": blocks})))
             case GetProof(key_id):
-                try:
-                    wanted = uuid.UUID(key_id).bytes
-                except ValueError:
-                    self._context.do(Respond(request_id, RequestError(400, "the key ID is not a UUID")))
-                else:
-                    until_ns = self._context.now_ns + PROOF_WAIT_NS
-                    self._prove(_ProofWaiter(request_id, wanted, self._replica.height + PROOF_BLOCKS, until_ns))
-
-    def _prove(self, waiter: _ProofWaiter) -> None:
-        """Answer with the proof of a delivered key, or wait for the block that makes it possible (S0-B4)."""
-        answer: DocumentAnswer | RequestError
-        try:
-            answer = DocumentAnswer(prove_delivery(self._replica.chain, waiter.key_id).document(self._setup.genesis))
-        except NotYetProvable:
-            self._proof_waiters.append(waiter)
-            return
-        except UnknownKey as error:
-            if self._replica.height < waiter.last_height or self._context.now_ns < waiter.until_ns:
-                self._proof_waiters.append(waiter)
-                return
-            answer = RequestError(404, f"{error}; was it delivered by this network, and its record committed?")
-        except ProofError as error:
-            answer = RequestError(503, str(error))
-        self._context.do(Respond(waiter.request_id, answer))
-
-    def _submit_for(self, request_id: int, request: SubmitTransactions, arrived_ns: int) -> None:
-        """Submit a caller's records; he hears when they are admitted, or when the last of them is committed."""
-        if not request.transactions:
-            self._context.do(Respond(request_id, RequestError(400, "there are no transactions to submit")))
-            return
-        self._tokens += 1
-        awaited = transaction_id(request.transactions[-1]) if request.until_committed else b""
-        self._submitters[self._tokens] = _Submitter(request_id, awaited, len(request.transactions), arrived_ns)
-        if awaited:
-            self._committers[awaited] = request_id
-        self._tell_replica(ledger_inputs.EncodedTransactionsSubmitted(self._tokens, request.transactions))
+                self._proving.ask(request_id, key_id)
 
     def _use_peer_keys(self) -> None:
         self._context.do(peer_keys(self.state, self._setup.node_id))
@@ -610,7 +469,9 @@ class Node:
         except RotationImpossible as error:
             self._context.do(Respond(request_id, RequestError(409, str(error))))
             return
-        self._submit_for(request_id, SubmitTransactions((encode_transaction(record),), True), self._context.now_ns)
+        self._submitting.submit_for(
+            request_id, SubmitTransactions((encode_transaction(record),), True), self._context.now_ns
+        )
 
     def _set_attack(self, request: SetAttack) -> DocumentAnswer | RequestError:
         link = self._links.get(request.link_id)
@@ -655,6 +516,6 @@ class Node:
                 "delivered_as_master": delivery.keys_delivered_as_master,
                 "delivered_as_slave": delivery.keys_delivered_as_slave,
                 "requests_refused": delivery.requests_refused,
-                "destroyed_bytes": self._destroyed_bytes,
+                "destroyed_bytes": self._custody.destroyed_bytes,
             },
         }

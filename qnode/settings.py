@@ -1,29 +1,39 @@
 """What an operator may configure: one frozen record per table of a node's TOML file.
 
 Decides names, units, ranges and relations; every field carries its unit, its range and its reason as data, from which
-`docs/configuration.md` is made and by which a bad value is refused. Does not read files (`qnode.io.configuration`
-does) and does not know physics: the sub-tables of a link go as plain mappings to the records of `protocol`.
+`docs/configuration.md` is made (`qnode.settings_reference`) and by which a bad value is refused
+(`qnode.settings_tables`). Does not read files (`qnode.io.configuration` does) and does not know physics: the sub-tables
+of a link go as plain mappings to the records of `protocol`.
 """
 
 # ruff: noqa: RUF009 - `setting` stands for `dataclasses.field`, which the rule exempts by name only
 
 import dataclasses
-import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar, get_args, get_origin, get_type_hints
+from typing import Any
 
 NAME_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")  # file names, DNS labels and URIs carry it unescaped
 PHYSICS_TABLES = ("source", "channel", "detector")
 LINK_TABLES = (*PHYSICS_TABLES, "distillation")
 _MIB = 1 << 20
-_T = TypeVar("_T")
 
 
 class SettingsError(ValueError):
     """A configuration that cannot run; the message names the key, the value and what would be right."""
+
+
+def listed(names: Iterable[str]) -> str:
+    """Return names as a message tells them."""
+    return ", ".join(sorted(names)) or "none"
+
+
+def require(condition: bool, reason: str) -> None:
+    """Raise SettingsError for `reason` unless `condition` holds."""
+    if not condition:
+        raise SettingsError(reason)
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,8 +103,8 @@ class PeerToPeerSettings:
     )
 
     def __post_init__(self) -> None:
-        _require(self.idle_timeout_s > self.ping_interval_s, "idle_timeout_s must exceed ping_interval_s")
-        _require(self.reconnect_max_s >= self.reconnect_first_s, "reconnect_max_s must be at least reconnect_first_s")
+        require(self.idle_timeout_s > self.ping_interval_s, "idle_timeout_s must exceed ping_interval_s")
+        require(self.reconnect_max_s >= self.reconnect_first_s, "reconnect_max_s must be at least reconnect_first_s")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -160,12 +170,12 @@ class PoolSettings:
 
     def __post_init__(self) -> None:
         for field in ("default_key_size_bits", "min_key_size_bits", "max_key_size_bits"):
-            _require(getattr(self, field) % 8 == 0, f"{field} must be a multiple of 8")
-        _require(
+            require(getattr(self, field) % 8 == 0, f"{field} must be a multiple of 8")
+        require(
             self.min_key_size_bits <= self.default_key_size_bits <= self.max_key_size_bits,
             "min_key_size_bits ≤ default_key_size_bits ≤ max_key_size_bits must hold",
         )
-        _require(self.target_bits >= self.max_key_size_bits, "target_bits must be at least max_key_size_bits")
+        require(self.target_bits >= self.max_key_size_bits, "target_bits must be at least max_key_size_bits")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -254,9 +264,9 @@ class LedgerSettings:
     )
 
     def __post_init__(self) -> None:
-        _require(not 0 < self.keep_blocks < 1000, "keep_blocks below 1000 leaves no margin for peers; give 0 or more")
+        require(not 0 < self.keep_blocks < 1000, "keep_blocks below 1000 leaves no margin for peers; give 0 or more")
         pruning_without = self.keep_blocks and not self.snapshot_interval
-        _require(not pruning_without, "keep_blocks needs snapshots to start from; set snapshot_interval")
+        require(not pruning_without, "keep_blocks needs snapshots to start from; set snapshot_interval")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -287,10 +297,10 @@ class DeviceSettings:
             return
         if self.security == "none":
             loopback = self.broker_host in ("localhost", "127.0.0.1", "::1")
-            _require(loopback, f"security = 'none' sends to {self.broker_host} in the clear; use 'tls'")
+            require(loopback, f"security = 'none' sends to {self.broker_host} in the clear; use 'tls'")
         else:
             files = (self.ca, self.certificate, self.key)
-            _require(None not in files, "security = 'tls' needs ca, certificate and key")
+            require(None not in files, "security = 'tls' needs ca, certificate and key")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -352,8 +362,8 @@ class NodeSettings:
     def __post_init__(self) -> None:
         names = [peer.node_id for peer in self.peers]
         doubled = sorted({name for name in names if names.count(name) > 1})
-        _require(not doubled, f"[[peers]] lists {', '.join(doubled)} more than once")
-        _require(self.node_id not in names, f"[[peers]] lists this node itself ({self.node_id}); remove that table")
+        require(not doubled, f"[[peers]] lists {', '.join(doubled)} more than once")
+        require(self.node_id not in names, f"[[peers]] lists this node itself ({self.node_id}); remove that table")
 
     def link(self, link_id: str) -> LinkSettings:
         """Return the settings of one link. Raises SettingsError when this node has no such link."""
@@ -361,199 +371,5 @@ class NodeSettings:
             if link.link_id == link_id:
                 return link
         raise SettingsError(
-            f"[link.{link_id}] is missing; this node configures {_names(x.link_id for x in self.links)}"
+            f"[link.{link_id}] is missing; this node configures {listed(x.link_id for x in self.links)}"
         )
-
-
-def from_mapping(
-    document: Mapping[str, Any], base_directory: Path, profiles: Mapping[str, Mapping[str, Any]]
-) -> NodeSettings:
-    """Build the settings from a parsed TOML document.
-
-    `base_directory` is what relative paths are relative to; `profiles` maps profile names to link tables. Raises
-    SettingsError naming the key, the value and the valid names or range.
-    """
-    tables = dict(document)
-    links = tables.pop("link", {})
-    _require(isinstance(links, Mapping), "[link.<link_id>] must be tables")
-    built = tuple(_link(str(link_id), table, base_directory, profiles) for link_id, table in links.items())
-    known = [name for name in _keys(NodeSettings) if name != "links"] + ["link"]
-    _refuse_unknown(tables, known, "")
-    return _record(NodeSettings, tables, base_directory, "", {"links": built})
-
-
-def check_tables(tables: Mapping[str, Any]) -> None:
-    """Check some tables of a node's file, in which keys that a node needs may be missing. Raises SettingsError."""
-    hints = get_type_hints(NodeSettings)
-    kinds = {
-        name: next(filter(dataclasses.is_dataclass, (hint, *get_args(hint))), None) for name, hint in hints.items()
-    }
-    _refuse_unknown(tables, [name for name, kind in kinds.items() if kind is not None and name != "links"], "")
-    for name, table in tables.items():
-        cls = kinds[name]
-        assert isinstance(cls, type)
-        _require(isinstance(table, Mapping), f"[{name}] must be a table")
-        if not [key for key in _required(cls) if key not in table]:
-            _value(table, cls, None, Path(), name)
-            continue
-        _refuse_unknown(table, _keys(cls), name)
-        described = {field.name: field.metadata.get("setting") for field in dataclasses.fields(cls)}
-        for key, value in table.items():
-            _value(value, get_type_hints(cls)[key], described[key], Path(), f"{name}.{key}")
-
-
-def _required(cls: type) -> list[str]:
-    missing = dataclasses.MISSING
-    return [f.name for f in dataclasses.fields(cls) if f.default is missing and f.default_factory is missing]
-
-
-def _link(link_id: str, table: Any, base_directory: Path, profiles: Mapping[str, Mapping[str, Any]]) -> LinkSettings:
-    where = f"link.{link_id}"
-    _require(isinstance(table, Mapping), f"[{where}] must be a table")
-    _require(NAME_PATTERN.fullmatch(link_id) is not None, f"[{where}]: {link_id!r} is not a valid name")
-    own = {key: value for key, value in table.items() if key not in LINK_TABLES}
-    _refuse_unknown(table, ["pre_shared_secret", "block_pulses", "profile", *LINK_TABLES], where)
-    profile_name = str(own.get("profile", "metro"))
-    if profile_name not in profiles:
-        raise SettingsError(f"{where}.profile is {profile_name!r}; the profiles are {_names(profiles)}")
-    profile = profiles[profile_name]
-    _refuse_unknown(profile, ["block_pulses", *LINK_TABLES], f"profile {profile_name}")
-    physics = {name: _merged(profile, table, name, where) for name in PHYSICS_TABLES}
-    distillation = _merged(profile, table, "distillation", where)
-    given = {"link_id": link_id, "physics": physics, "distillation": distillation}
-    own = {"profile": profile_name, **{k: profile[k] for k in ("block_pulses",) if k in profile}, **own}
-    return _record(LinkSettings, own, base_directory, where, given)
-
-
-def _merged(profile: Mapping[str, Any], table: Mapping[str, Any], name: str, where: str) -> dict[str, Any]:
-    override = table.get(name, {})
-    _require(isinstance(override, Mapping), f"[{where}.{name}] must be a table")
-    return {**profile.get(name, {}), **override}
-
-
-def _record(cls: type[_T], table: Mapping[str, Any], base: Path, where: str, given: Mapping[str, Any]) -> _T:
-    """Build one settings record from its table: every key known, typed and in range."""
-    hints = get_type_hints(cls)
-    values = dict(given)
-    for field in dataclasses.fields(cls):  # type: ignore[arg-type]  # every caller passes one of the records above
-        if field.name in values:
-            continue
-        path = f"{where}.{field.name}" if where else field.name
-        if field.name in table:
-            values[field.name] = _value(table[field.name], hints[field.name], field.metadata.get("setting"), base, path)
-        elif field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
-            raise SettingsError(f"{path} is missing; add it to the configuration ({_meaning(field)})")
-    try:
-        return cls(**values)
-    except SettingsError as error:
-        raise SettingsError(f"[{where}] {error}" if where else str(error)) from None
-
-
-def _value(value: Any, hint: Any, described: Setting | None, base: Path, path: str) -> Any:
-    if dataclasses.is_dataclass(hint):
-        assert isinstance(hint, type)
-        _require(isinstance(value, Mapping), f"[{path}] must be a table")
-        _refuse_unknown(value, _keys(hint), path)
-        return _record(hint, value, base, path, {})
-    if get_origin(hint) is tuple:
-        item = get_args(hint)[0]
-        _require(isinstance(value, list), f"[[{path}]] must be a list of tables")
-        return tuple(_value(each, item, described, base, f"{path}[{index}]") for index, each in enumerate(value))
-    assert described is not None, f"{path} is declared without setting()"
-    kind = next(each for each in (get_args(hint) or (hint,)) if each is not type(None))
-    return _scalar(value, kind, described, base, path)
-
-
-def _scalar(value: Any, kind: type, described: Setting, base: Path, path: str) -> Any:
-    accepted: tuple[Any, ...] = {Path: (str,), float: (int, float)}.get(kind, (kind,))
-    if not isinstance(value, accepted) or isinstance(value, bool):
-        raise SettingsError(f"{path} is {value!r}; it must be {_kind_name(kind)} ({described.unit})")
-    if isinstance(value, int | float):
-        low, high = described.low, described.high
-        if not math.isfinite(value) or (low is not None and value < low) or (high is not None and value > high):
-            raise SettingsError(f"{path} is {value} {described.unit}; it must be from {low:,} to {high:,}")
-    elif not value:
-        raise SettingsError(f"{path} is empty; it must be {_kind_name(kind)} ({described.unit})")
-    elif described.choices and value not in described.choices:
-        raise SettingsError(f"{path} is {value!r}; it must be one of {', '.join(described.choices)}")
-    elif described.name and NAME_PATTERN.fullmatch(str(value)) is None:
-        raise SettingsError(f"{path} is {value!r}; a name has 1 to 63 letters, digits, '.', '_' or '-'")
-    if kind is Path:
-        return base / str(value)
-    return float(value) if kind is float else value
-
-
-def _refuse_unknown(table: Mapping[str, Any], known: list[str], where: str) -> None:
-    for key in table:
-        if key not in known:
-            place = f"[{where}]" if where else "the top level"
-            raise SettingsError(f"unknown key {key!r} in {place}; the valid keys are {_names(known)}")
-
-
-def describe() -> Iterator[tuple[str, str, dataclasses.Field[Any], Setting]]:
-    """Yield (table, key, field, setting) for every configuration key, in the order of the records."""
-    tables = {
-        "": NodeSettings,
-        "peer_to_peer": PeerToPeerSettings,
-        "api": ApiSettings,
-        "pool": PoolSettings,
-        "ledger": LedgerSettings,
-        "devices": DeviceSettings,
-        "[peers]": PeerSettings,
-        "link.<link_id>": LinkSettings,
-    }
-    for table, cls in tables.items():
-        for field in dataclasses.fields(cls):
-            described = field.metadata.get("setting")
-            if described is not None:
-                yield table, field.name, field, described
-
-
-def _keys(cls: type) -> list[str]:
-    return [field.name for field in dataclasses.fields(cls)]
-
-
-def _meaning(field: dataclasses.Field[Any]) -> str:
-    described = field.metadata.get("setting")
-    return f"{described.unit}: {described.why}" if described else "a table"
-
-
-def _kind_name(kind: type) -> str:
-    return {Path: "a path in quotes", str: "text in quotes", int: "a whole number", float: "a number"}[kind]
-
-
-def _names(names: Any) -> str:
-    return ", ".join(sorted(names)) or "none"
-
-
-def _require(condition: bool, reason: str) -> None:
-    if not condition:
-        raise SettingsError(reason)
-
-
-def markdown_tables() -> str:
-    """Return the configuration tables of `docs/configuration.md`, one per TOML table."""
-    lines: list[str] = []
-    current = None
-    for table, key, field, described in describe():
-        if table != current:
-            current = table
-            lines += ["", f"### {f'`[{table}]`' if table else 'Top level'}", ""]
-            lines += ["| key | unit | range | default | why |", "|---|---|---|---|---|"]
-        default = "required" if field.default is dataclasses.MISSING else _plain(field.default)
-        lines.append(f"| `{key}` | {described.unit} | {_range(described)} | {default} | {described.why} |")
-    return "\n".join([*lines[1:], ""])
-
-
-def _range(described: Setting) -> str:
-    if described.choices:
-        return ", ".join(described.choices)
-    if described.low is None or described.high is None:
-        return "1–63 letters, digits, `.`, `_`, `-`" if described.name else "–"
-    return f"{_plain(described.low)} – {_plain(described.high)}"
-
-
-def _plain(value: Any) -> str:
-    if value is None:
-        return "none"
-    return f"{value:,}" if isinstance(value, int | float) else f"`{value}`"

@@ -11,7 +11,8 @@ from msgspec import Meta
 
 from ledger.contracts.document import PolicyError, policy_from_document
 from protocol.quantum.eavesdropper import eavesdropper_kinds
-from qnode.settings import SettingsError, check_tables
+from qnode.settings import SettingsError
+from qnode.settings_tables import check_tables
 
 NODES_MAX: Final = 1000
 """More daemons than any one machine holds; bounds a typing error."""

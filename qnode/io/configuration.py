@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ledger.genesis import Genesis, GenesisError
-from qnode import settings
+from qnode import settings_tables
 from qnode.io import certificates
 from qnode.settings import NodeSettings, SettingsError
 
@@ -41,7 +41,7 @@ def read_settings(path: Path) -> NodeSettings:
     except OSError as error:
         raise SettingsError(f"{path}: cannot be read: {error.strerror}") from None
     try:
-        return settings.from_mapping(document, path.resolve().parent, profiles())
+        return settings_tables.from_mapping(document, path.resolve().parent, profiles())
     except SettingsError as error:
         raise SettingsError(f"{path}: {error}") from None
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from protocol.quantum.link import LinkParameters
 from protocol.quantum.plan import plan_link
-from qnode import settings
+from qnode import settings_reference, settings_tables
 from qnode.io import configuration
 from qnode.settings import NodeSettings, SettingsError
 
@@ -35,7 +35,7 @@ DOCUMENT: dict[str, Any] = {
 
 
 def read(document: dict[str, Any]) -> NodeSettings:
-    return settings.from_mapping(document, BASE, PROFILES)
+    return settings_tables.from_mapping(document, BASE, PROFILES)
 
 
 def changed(change: Callable[[dict[str, Any]], object]) -> dict[str, Any]:
@@ -120,7 +120,7 @@ def test_an_unknown_link_is_named() -> None:
 
 
 def test_every_default_is_in_its_range() -> None:
-    for table, key, field, described in settings.describe():
+    for table, key, field, described in settings_reference.describe():
         if isinstance(field.default, int | float) and field.default is not None:
             assert described.low is not None and described.high is not None, f"{table}.{key} has no range"
             assert described.low <= field.default <= described.high
@@ -129,14 +129,14 @@ def test_every_default_is_in_its_range() -> None:
 def test_the_written_table_is_the_one_the_code_has() -> None:
     text = (Path(__file__).parents[2] / "docs" / "configuration.md").read_text("utf-8")
     start, end = text.index("<!-- settings -->"), text.index("<!-- end of settings -->")
-    assert text[start:end].removeprefix("<!-- settings -->\n") == settings.markdown_tables()
+    assert text[start:end].removeprefix("<!-- settings -->\n") == settings_reference.markdown_tables()
 
 
 def test_every_profile_of_the_package_gives_key() -> None:
     assert "metro" in configuration.profiles()
     for name in configuration.profiles():
         table = {"pre_shared_secret": "x", "profile": name}
-        found = settings.from_mapping({**DOCUMENT, "link": {"l": table}}, BASE, configuration.profiles())
+        found = settings_tables.from_mapping({**DOCUMENT, "link": {"l": table}}, BASE, configuration.profiles())
         parameters = LinkParameters.from_mapping(found.link("l").physics)
         assert plan_link(parameters, found.link("l").block_pulses).key_length.bits > 10_000, name
 

@@ -8,7 +8,7 @@ import pytest
 import structlog
 from click.testing import CliRunner
 
-from qnode import settings
+from qnode import settings_tables
 from qnode.api.mqtt import MqttDoor, acl, device_plane, down_topic, up_topic
 from qnode.cli import cli
 from qnode.settings import DeviceSettings, SettingsError
@@ -88,7 +88,7 @@ def test_the_acl_keeps_every_device_to_itself() -> None:
 )
 def test_bad_settings_are_refused_with_the_reason(table: dict[str, object], said: str) -> None:
     with pytest.raises(SettingsError, match=said):
-        settings.from_mapping({**DOCUMENT, "devices": table}, Path("/x"), PROFILES)
+        settings_tables.from_mapping({**DOCUMENT, "devices": table}, Path("/x"), PROFILES)
 
 
 def test_the_channel_of_the_settings_is_one_that_the_proof_covers() -> None:
