@@ -85,9 +85,8 @@ def test_the_import_contracts_hold() -> None:
 def test_pure_modules_import_nothing_impure(name: str) -> None:
     """A second implementation of the contracts, from the text alone: it also covers modules that no contract names."""
     tree = ast.parse((ROOT / name).read_text())
-    may_name_paths = (
-        {"pathlib"} if name in ("qnode/settings.py", "qnode/settings_tables.py") else set()
-    )  # settings hold paths; they open none
+    holds_paths = name in ("qnode/settings.py", "qnode/settings_tables.py")  # they open none
+    may_name_paths = {"pathlib"} if holds_paths else set()
     assert not tops(imported(tree)) & IMPURE - may_name_paths
     assert not {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)} & FILE_CALLS
     calls = {node.func.id for node in ast.walk(tree) if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)}
