@@ -70,6 +70,25 @@ def test_a_followers_bundle_goes_to_two_hubs_and_every_follower_is_told_one_whol
     assert {source for source, _ in told} <= set(voting)
 
 
+def test_a_bundle_whose_two_hubs_keep_it_to_themselves_is_committed_all_the_same() -> None:
+    net = make_net()
+    source, silent = followers(net)[0], set[str]()
+
+    def passes(sender: str, target: str, payload: bytes) -> bool:
+        if isinstance(decode(payload), BundleMessage) and sender == source and len(silent) < 2:
+            silent.add(target)
+        return not (isinstance(decode(payload), BundleMessage) and silent & {sender, target})
+
+    sequence = net.replicas[source].state.node(source)
+    net.filter = passes
+    record(net, source)
+    assert len(silent) == 2
+    net.pass_time(60_000 * MS)
+    committed = net.replicas[source].state.node(source)
+    assert sequence is not None and committed is not None
+    assert committed.sequence == sequence.sequence + 1
+
+
 def test_followers_take_turns_with_their_tellers_and_the_leader_tells_none() -> None:
     net = make_net()
     tellers = set()
