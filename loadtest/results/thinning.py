@@ -12,12 +12,14 @@ import msgspec
 
 from loadtest.measure.figures import figures
 from loadtest.results.reader import Result
-from loadtest.results.records import Commit, Event, Figures, LinkSample, NodeSample, Record
+from loadtest.results.records import Commit, Event, Figures, LinkSample, NodeSample, Profile, Record
 from loadtest.results.writer import RUN_FILE, TABLES, ResultError, replace_file, write_table
 
 ROWS_KEPT: Final = 2_000
 """Of each table, and the last of each node and link: some 300 kB of text; with the page a copy of seven sizes with
 three repetitions stays below a megabyte."""
+FUNCTIONS_KEPT: Final = 40
+"""Of each node's profile of a phase, by what they themselves took: more than twice what tables show."""
 R = TypeVar("R", NodeSample, LinkSample)
 
 
@@ -33,7 +35,7 @@ def write_thinned(result: Result, directory: Path) -> None:
         "latency.jsonl": result.latencies,
         "figures.jsonl": [Figures(case=case, values=_short(values)) for case, values in known.items()],
         "windows.csv": result.windows,
-        "profiles.csv": result.profiles,
+        "profiles.csv": _largest(result.profiles),
         "topology.jsonl": [each for each in result.topologies.values() if each.case in first_of_size.values()],
     }
     left_out = [
@@ -43,6 +45,7 @@ def write_thinned(result: Result, directory: Path) -> None:
             ("links.csv", len(result.links)),
             ("commits.csv", len(result.commits)),
             ("events.jsonl", len(result.events)),
+            ("profiles.csv", len(result.profiles)),
         )
         if len(tables[name]) < count
     ]
@@ -74,6 +77,20 @@ def _every(rows: Sequence[R], keys: Sequence[Hashable]) -> list[R]:
         if turn % every == 0 or last[key] == at:
             kept.append(row)
     return kept
+
+
+def _largest(rows: Sequence[Profile]) -> list[Profile]:
+    """Keep all parts, and in each group of nodes whatever is among the largest functions of one of them."""
+    nodes: dict[Hashable, list[Profile]] = {}
+    for row in rows:
+        if row.kind == "function":
+            nodes.setdefault((row.case, row.phase, row.node_id), []).append(row)
+    kept = {
+        (row.case, row.phase, row.group, row.function)
+        for profile in nodes.values()
+        for row in sorted(profile, key=lambda each: -each.own_share)[:FUNCTIONS_KEPT]
+    }
+    return [row for row in rows if row.kind == "room" or (row.case, row.phase, row.group, row.function) in kept]
 
 
 def _merged(rows: Sequence[Commit]) -> list[Commit]:

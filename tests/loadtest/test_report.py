@@ -17,7 +17,9 @@ from loadtest.report.comparison import compare_results
 from loadtest.report.png import draw
 from loadtest.report.points import labels, points, varying
 from loadtest.report.report import Report
+from loadtest.results import thinning
 from loadtest.results.reader import Result
+from loadtest.results.records import Profile
 from loadtest.results.thinning import ROWS_KEPT, write_thinned
 from loadtest.results.writer import ResultError, ResultWriter
 from tests.loadtest.synthetic import RUN, Clock, write_result
@@ -201,6 +203,22 @@ def test_a_thinned_copy_says_the_same_numbers(tmp_path: Path, monkeypatch: pytes
     assert set(small.topologies) == {0, 2}
     with pytest.raises(ResultError, match="never overwritten"):
         write_thinned(whole, tmp_path / "small")
+
+
+def test_a_thinned_copy_keeps_what_is_large_in_the_profile_of_any_node_of_a_group(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(thinning, "FUNCTIONS_KEPT", 2)
+    shares = {"node-1": {"a": 0.5, "b": 0.3, "c": 0.1, "d": 0.1}, "node-2": {"a": 0.5, "b": 0.1, "c": 0.3, "d": 0.1}}
+    rows = [
+        Profile(
+            case=0, phase="load", node_id=node, group="followers", cpu_s=1.0, function=name, own_share=s, total_share=s
+        )
+        for node, taken in shares.items()
+        for name, s in taken.items()
+    ]
+    part = msgspec.structs.replace(rows[0], function="ledger", own_share=0.01, kind="room")
+    assert thinning._largest([*rows, part]) == [*(row for row in rows if row.function != "d"), part]
 
 
 def test_every_chart_can_be_drawn_as_a_file(result: Result, tmp_path: Path) -> None:
