@@ -41,7 +41,7 @@ class AntiEntropy:
         self._decision: tuple[Block, Certificate] | None = None
         self._untold: dict[str, int] = {}  # neighbours that will be told the last decision, and when
         self._answered_ns: dict[str, int] = {}
-        self._behind_since_ns: tuple[int, int] | None = None  # a height, and since when a neighbour is above it
+        self._behind_since: tuple[int, int] | None = None  # a height, and since when a neighbour is above it
         self._informed: set[str] = set()  # neighbours who told of the decision about the height in progress
 
     # ---- decisions
@@ -137,8 +137,8 @@ class AntiEntropy:
     def deadline_ns(self) -> int | None:
         """Return when `tick` has something to do."""
         due_ns = [*self._untold.values(), *([] if self._status_due_ns is None else [self._status_due_ns])]
-        if self._behind_since_ns is not None:
-            until_ns = self._behind_since_ns[1] + self._core.settings.decision_spread_ns
+        if self._behind_since is not None:
+            until_ns = self._behind_since[1] + self._core.settings.decision_spread_ns
             due_ns += [until_ns] if until_ns > self._core.now_ns else []
         return min(due_ns, default=None)
 
@@ -239,11 +239,11 @@ class AntiEntropy:
         """Whether this node lacks the newest block alone, and for no longer than its neighbours take to tell it."""
         core, spread_ns = self._core, self._core.settings.decision_spread_ns
         if spread_ns == 0 or not self._is_told_whole(core.node_id) or not self.catch_up.is_behind(core.height):
-            self._behind_since_ns = None
+            self._behind_since = None
             return False
-        if self._behind_since_ns is None or self._behind_since_ns[0] != core.height:
-            self._behind_since_ns = core.height, core.now_ns
-        return not self.catch_up.is_behind(core.height + 1) and core.now_ns < self._behind_since_ns[1] + spread_ns
+        if self._behind_since is None or self._behind_since[0] != core.height:
+            self._behind_since = core.height, core.now_ns
+        return not self.catch_up.is_behind(core.height + 1) and core.now_ns < self._behind_since[1] + spread_ns
 
     def on_snapshot(self, peer: str, offer: SnapshotOffer) -> None:
         """A neighbour offers a snapshot: as it was asked to, or since it lacks the blocks that it was asked for.
