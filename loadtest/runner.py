@@ -239,10 +239,10 @@ async def _phases(case: _Case, scenario: Scenario, writer: ResultWriter, sampler
     ward, number = case.ward, case.number
     if any(ward.base_shape().values()):
         await ward.operator.each(list(ward.node_ids), ward.push_shapes)
-    blocks = await _settle(case, scenario, writer, tell)
-    await governance.put_in_force(ward.operator, ward.node_ids[0], scenario.policies)
     applications = Applications(ward, case.traffic, lambda: case.phase)
     await applications.prepare()
+    blocks = await _settle(case, scenario, writer, tell)
+    await governance.put_in_force(ward.operator, ward.node_ids[0], scenario.policies)
     records = RecordClients(ward, blocks, case.traffic, lambda: case.phase)
     ward.flood = records.flood
     following = asyncio.ensure_future(records.follow()) if scenario.policies else None
