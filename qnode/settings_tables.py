@@ -94,7 +94,7 @@ def _record(cls: type[_T], table: Mapping[str, Any], base: Path, where: str, giv
     """Build one settings record from its table: every key known, typed and in range."""
     hints = get_type_hints(cls)
     values = dict(given)
-    for field in dataclasses.fields(cls):  # type: ignore[arg-type]  # every caller passes one of the records above
+    for field in dataclasses.fields(cls):  # type: ignore[arg-type]  # every caller passes a record of `settings`
         if field.name in values:
             continue
         path = f"{where}.{field.name}" if where else field.name

@@ -39,7 +39,7 @@ class Submitting:
         delivery_patience_ns: int,
     ) -> None:
         self.admissions: list[tuple[int, int]] = []
-        """Callers' records that this step took into the mempool: (count, when their request arrived)."""
+        """What this step took into the mempool of callers, and of other nodes: (count, when it arrived)."""
         self._context = context
         self._records = records
         self._tell = tell
